@@ -1,0 +1,43 @@
+# Two commands matter: `make demo` and `make test`. Both set up what they need, and may be repeated.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+export DAY0_ENVIRONMENTS ?= $(CURDIR)/.day0/environments
+WORKSPACE ?= .day0/workspace
+RECIPE ?= int8
+
+.PHONY: demo test test-fast lint types docs environments clean
+
+demo: .venv/.installed environments
+	$(BIN)/day0 release demo --recipe $(RECIPE) --workspace $(WORKSPACE)
+
+test: .venv/.installed environments
+	$(BIN)/pytest
+
+test-fast: .venv/.installed
+	$(BIN)/pytest -m "not tools"
+
+lint: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/.installed
+	$(BIN)/mypy
+
+docs: .venv/.installed
+	$(BIN)/python -m conductor.reference docs/reference
+
+environments: .venv/.installed
+	@$(BIN)/python -m conductor.environments build --for-this-machine
+
+.venv/.installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "day0 needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -m venv .venv || \
+	  { echo "Python cannot make virtual environments; on Debian: apt-get install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+clean:
+	rm -rf .venv .day0
