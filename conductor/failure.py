@@ -1,0 +1,19 @@
+"""The one exception that ends a stage: what kind of failure it is, and what to do about it.
+
+A failing gate returns a verdict; this exception is for bad input and a broken world. It is raised
+where the fact is known, so nobody downstream has to read a message to classify it.
+"""
+
+from __future__ import annotations
+
+from gates import FailureClass
+
+
+class Failure(Exception):
+    """A classified failure; the message says what was seen and ends with the remedy."""
+
+    def __init__(self, failure_class: FailureClass, message: str) -> None:
+        """Keep both for the journal, the report and the exit code."""
+        super().__init__(message)
+        self.failure_class = failure_class
+        self.message = message
