@@ -1,0 +1,172 @@
+"""What a release was asked to do: defaults, then a YAML file, then the command line.
+
+Each value is known by its dotted name (``engine.health_timeout_s``) in the file, in messages and in
+``config.resolved.yaml``, which records where it came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from conductor.compatibility import Engine, Quantizer
+from conductor.documents import read_yaml
+from conductor.failure import Failure
+from conductor.models import DEMO
+from gates import FailureClass
+
+DEFAULTS: Mapping[str, Any] = {
+    "model": None,
+    "recipe": None,
+    "quantizer": None,
+    "suite": None,
+    "threshold": 0.01,
+    "relative": False,
+    "workspace": "day0-workspace",
+    "seed": 0,
+    "limit": None,
+    "calibration.data": None,
+    "calibration.split": "train",
+    "calibration.text_column": "text",
+    "calibration.samples": 128,
+    "calibration.max_length": 512,
+    "engine.name": None,
+    "engine.dtype": "auto",
+    "engine.tensor_parallel_size": 1,
+    "engine.max_model_len": None,
+    "engine.health_timeout_s": 1800.0,
+    "engine.port": None,
+    "engine.cpu_kv_cache_gib": 1,
+    "engine.arguments": [],
+    "evaluation.concurrency": 16,
+    "evaluation.request_timeout_s": 300,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Text that the quantizer runs through the model; lengths in tokens."""
+
+    data: str | None
+    split: str
+    text_column: str
+    samples: int
+    max_length: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How both checkpoints are served."""
+
+    name: Engine | None
+    dtype: str
+    tensor_parallel_size: int
+    max_model_len: int | None
+    health_timeout_s: float
+    port: int | None
+    cpu_kv_cache_gib: int
+    arguments: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One release, as asked for; nothing is resolved yet."""
+
+    model: str
+    recipe: str
+    quantizer: Quantizer | None
+    suite: str
+    threshold: float
+    relative: bool
+    workspace: Path
+    seed: int
+    limit: int | None
+    calibration: Calibration
+    engine: EngineConfig
+    concurrency: int
+    request_timeout_s: int
+    origins: Mapping[str, tuple[Any, str]]
+
+    def document(self) -> dict[str, dict[str, Any]]:
+        """Every value with its origin, as written to ``config.resolved.yaml``."""
+        return {
+            name: {"value": value, "from": origin} for name, (value, origin) in self.origins.items()
+        }
+
+
+def load_config(path: Path | None, options: Mapping[str, Any]) -> Config:
+    """Merge the defaults, the file at ``path`` and the command line's ``options``.
+
+    Args:
+        path: a YAML file, or None.
+        options: values by dotted name; None means that the option was not given.
+
+    Raises:
+        Failure: USER_CONFIG_ERROR when the file is malformed or model or recipe are missing.
+    """
+    values = {name: (value, "default") for name, value in DEFAULTS.items()}
+    if path is not None:
+        document = read_yaml(path, schema="config", what="configuration")
+        values |= {name: (value, str(path)) for name, value in _flatten(document).items()}
+    values |= {
+        name: (value, "command line") for name, value in options.items() if value is not None
+    }
+    for name in ("model", "recipe"):
+        if values[name][0] is None:
+            raise Failure(
+                FailureClass.USER_CONFIG_ERROR,
+                f"no {name} given: name it on the command line or as `{name}:` in the file "
+                "given with --config",
+            )
+    if values["suite"][0] is None:
+        values["suite"] = (_default_suite(values["model"][0]), "default")
+    return _build(values)
+
+
+def _default_suite(model: str) -> str:
+    return "demo" if model == DEMO else "standard"
+
+
+def _flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in document.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _build(values: Mapping[str, tuple[Any, str]]) -> Config:
+    plain = {name: value for name, (value, _) in values.items()}
+
+    def section(prefix: str) -> dict[str, Any]:
+        start = f"{prefix}."
+        return {name.removeprefix(start): plain[name] for name in plain if name.startswith(start)}
+
+    engine = section("engine")
+    evaluation = section("evaluation")
+    return Config(
+        model=plain["model"],
+        recipe=plain["recipe"],
+        quantizer=plain["quantizer"] and Quantizer(plain["quantizer"]),
+        suite=plain["suite"],
+        threshold=plain["threshold"],
+        relative=plain["relative"],
+        workspace=Path(plain["workspace"]).expanduser().absolute(),
+        seed=plain["seed"],
+        limit=plain["limit"],
+        calibration=Calibration(**section("calibration")),
+        engine=EngineConfig(
+            **engine
+            | {
+                "name": engine["name"] and Engine(engine["name"]),
+                "arguments": tuple(engine["arguments"]),
+            }
+        ),
+        concurrency=evaluation["concurrency"],
+        request_timeout_s=evaluation["request_timeout_s"],
+        origins=values,
+    )

@@ -1,0 +1,1 @@
+"""Probes: from files on disk to evidence. They measure, and judge nothing."""
