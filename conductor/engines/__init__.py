@@ -1,0 +1,56 @@
+"""Engines answer prompts: a served endpoint, or a model loaded in process.
+
+A release talks to one :class:`EngineSession`, which serves both sides under the same settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from conductor.executors.local import Progress
+
+CANARY_MAX_TOKENS = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sides:
+    """The two checkpoints of a release."""
+
+    source: Path
+    candidate: Path
+
+    def path(self, side: str) -> Path:
+        """Return the checkpoint of ``source`` or ``candidate``."""
+        path: Path = getattr(self, side)
+        return path
+
+
+class EngineSession(Protocol):
+    """One engine, on one device, for the two checkpoints of one release."""
+
+    def answer_canary(
+        self, prompts: Sequence[str], stage_dir: Path, progress: Progress
+    ) -> dict[str, Any]:
+        """Let both sides answer ``prompts`` and return the canary's evidence document."""
+
+    def backend(self, side: str, stage_dir: Path, progress: Progress) -> dict[str, Any]:
+        """Make ``side`` ready and return what the harness needs to reach it.
+
+        Raises:
+            Failure: DEPLOYMENT_HEALTH_FAILED when it cannot be made ready.
+        """
+
+    def secrets(self, side: str) -> Mapping[str, str]:
+        """Return environment variables for the harness that must not be written to disk."""
+
+    def check(self, side: str) -> None:
+        """Raise Failure when ``side`` has stopped answering."""
+
+    def settings(self, side: str) -> Mapping[str, Any]:
+        """Return the resolved settings under which ``side`` answers."""
+
+    def close(self) -> None:
+        """End everything that was started."""

@@ -1,0 +1,93 @@
+"""The reference engine: plain transformers, in the process of the worker that asks.
+
+For formats that no server can run on the device at hand. Its low-precision arithmetic is emulated,
+and the report says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from conductor.compatibility import Device
+from conductor.engines import CANARY_MAX_TOKENS, Sides
+from conductor.executors.local import Progress, Worker, run_worker
+
+DTYPE = "bfloat16"
+
+
+class TransformersSession:
+    """Answer prompts by loading the checkpoint inside a worker; nothing keeps running."""
+
+    def __init__(
+        self, sides: Sides, *, interpreter: Path, device: Device, environ: Mapping[str, str]
+    ) -> None:
+        """Keep what the workers need."""
+        self._sides = sides
+        self._interpreter = interpreter
+        self._device = device
+        self._environ = environ
+
+    def answer_canary(
+        self, prompts: Sequence[str], stage_dir: Path, progress: Progress
+    ) -> dict[str, Any]:
+        """Load both checkpoints, one after the other, and let them answer."""
+        result = run_worker(
+            Worker(script="answer_prompts.py", interpreter=self._interpreter),
+            stage_dir,
+            {
+                "checkpoints": {
+                    side: str(self._sides.path(side)) for side in ("candidate", "source")
+                },
+                "tokenizer": str(self._sides.source),
+                "prompts": list(prompts),
+                "max_tokens": CANARY_MAX_TOKENS,
+                "dtype": DTYPE,
+                "device": self._device,
+            },
+            environ=self._environ,
+            progress=progress,
+        )
+        errors, answers = result["load_errors"], result["answers"]
+        detail = "; ".join(f"the {side} does not load: {text}" for side, text in errors.items())
+        return {
+            "engine": "transformers",
+            "served_name": "candidate",
+            "expected_name": "candidate",
+            "health": "died" if errors else "ok",
+            "health_detail": detail or "both checkpoints load",
+            "prompts": [
+                {
+                    "prompt": prompt,
+                    **{side: answers[side][number] for side in ("candidate", "source")},
+                }
+                for number, prompt in enumerate(prompts)
+                if not errors
+            ],
+        }
+
+    def backend(self, side: str, stage_dir: Path, progress: Progress) -> dict[str, Any]:
+        """Name the checkpoint; the harness loads it itself."""
+        return {
+            "backend": "in_process",
+            "model_path": str(self._sides.path(side)),
+            "tokenizer": str(self._sides.source),
+            "dtype": DTYPE,
+            "device": self._device,
+            "batch_size": 64,
+        }
+
+    def secrets(self, side: str) -> Mapping[str, str]:
+        """Nothing is secret in process."""
+        return {}
+
+    def check(self, side: str) -> None:
+        """Nothing keeps running that could die apart from the worker itself."""
+
+    def settings(self, side: str) -> Mapping[str, Any]:
+        """Return what decides how a checkpoint answers."""
+        return {"engine": "transformers", "device": self._device, "dtype": DTYPE}
+
+    def close(self) -> None:
+        """Nothing was started."""
