@@ -1,0 +1,373 @@
+"""What each stage does: start its tools, read what they left on disk, ask its gate.
+
+One function a stage. Each takes the release and returns the verdicts of its gates; a broken world
+or an unusable request is a :class:`Failure`. No threshold lives here.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gates
+from conductor import compatibility, quantizers
+from conductor.chain import Stage
+from conductor.compatibility import Device, Engine, Row
+from conductor.config import Config
+from conductor.engines import EngineSession, Sides
+from conductor.engines.transformers import TransformersSession
+from conductor.engines.vllm import LOOPBACK, ServerSettings, VllmSession, port_is_free
+from conductor.environments.builder import Environments, Status
+from conductor.executors.environ import worker_environ
+from conductor.executors.local import Progress, Worker, run_worker
+from conductor.failure import Failure
+from conductor.files import write_json
+from conductor.harnesses.lm_eval import (
+    HarnessSettings,
+    MAY_DIFFER,
+    evaluation_request,
+    metric_choices,
+)
+from conductor.journal import Journal
+from conductor.models import DEMO, Model, resolve_model
+from conductor.probes.checkpoint import ProbeError, probe_checkpoint
+from conductor.probes.lm_eval import EvaluationResults, probe_results
+from conductor.probes.machine import Machine, free_disk_bytes
+from conductor.suites import Suite, load_suite
+from gates import FailureClass, Recipe, Verdict
+
+DEMO_CALIBRATION = Path(__file__).parent / "demo" / "calibration.jsonl"
+# Two CPU servers at a time need this much memory beyond the weights: each holds its engine
+# (2.4 GB measured), its cache, and the machine must stay usable.
+ROOM_FOR_TWO_SERVERS_BYTES = 10 * 2**30
+# A release keeps the candidate (smaller than the source), samples, logs and tracking beside it.
+DISK_RESERVE_BYTES = 200 * 2**20
+
+# The names under which verdicts are filed; one gate judges both evaluations.
+RUN_GATES: Mapping[str, str] = {"source": "baseline_run", "candidate": "candidate_run"}
+STAGE_GATES: Mapping[Stage, tuple[str, ...]] = {
+    Stage.PTQ: ("ptq",),
+    Stage.DEPLOY: ("canary",),
+    Stage.BASELINE_EVAL: ("baseline_run",),
+    Stage.CANDIDATE_EVAL: ("candidate_run",),
+    Stage.COMPARE: ("conditions", "external", "compare", "verbosity"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What setup resolved the request to; every later stage works from this."""
+
+    model: Model
+    recipe: Recipe
+    suite: Suite
+    row: Row
+    quantize_request: Mapping[str, Any]
+
+
+@dataclass(kw_only=True)
+class Release:
+    """One release in progress: what was asked for, what setup planned, what stages left."""
+
+    config: Config
+    journal: Journal
+    environments: Environments
+    environ: Mapping[str, str]
+    machine: Machine
+    resolved: Plan | None = None
+    session: EngineSession | None = None
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
+    failures: list[tuple[Stage, Failure]] = field(default_factory=list)
+    checkpoint_summary: Mapping[str, Any] | None = None
+    requests: dict[str, dict[str, Any]] = field(default_factory=dict)
+    results: dict[str, EvaluationResults] = field(default_factory=dict)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan; only stages after setup may ask for it."""
+        assert self.resolved is not None, "setup has not run"
+        return self.resolved
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the candidate is written."""
+        return self.journal.run_dir / "checkpoint"
+
+
+def run_setup(release: Release, progress: Progress) -> dict[str, Verdict]:
+    """Resolve model, recipe, suite, quantizer and engine; refuse early what cannot work."""
+    config = release.config
+    progress(0, 0, "resolving the request")
+    suite = load_suite(config.suite)
+    recipe = quantizers.find_recipe(config.recipe)
+    row = compatibility.choose(
+        recipe.bucket,
+        release.machine.device,
+        quantizers=quantizers.able(config.recipe),
+        quantizer=config.quantizer,
+        engine=config.engine.name,
+    )
+    model = resolve_model(config.model)
+    release.resolved = Plan(
+        model=model,
+        recipe=recipe,
+        suite=suite,
+        row=row,
+        quantize_request=quantizers.plan(row.quantizer, config.recipe, _calibration(config)),
+    )
+    _check_port(config)
+    _check_disk(config.workspace, model)
+    for name in environments_needed(row):
+        _check_environment(release.environments, name)
+    return {}
+
+
+def environments_needed(row: Row) -> list[str]:
+    """Name the worker environments that a release with this row uses."""
+    if row.engine is Engine.TRANSFORMERS:
+        return ["quantize", "reference"]
+    return ["quantize", f"serve-{row.device}", "evaluate"]
+
+
+def _calibration(config: Config) -> dict[str, Any]:
+    calibration = config.calibration
+    data = calibration.data
+    if data is None and config.model == DEMO:
+        data = str(DEMO_CALIBRATION)
+    return {
+        "data": data,
+        "split": calibration.split,
+        "text_column": calibration.text_column,
+        "samples": calibration.samples,
+        "max_length": calibration.max_length,
+        "seed": config.seed,
+    }
+
+
+def _check_port(config: Config) -> None:
+    port = config.engine.port
+    if port is not None and not port_is_free(port):
+        raise Failure(
+            FailureClass.SYSTEMIC,
+            f"engine.port {port} is in use on {LOOPBACK}; stop what listens there, or leave "
+            "engine.port out and a free port is taken",
+        )
+
+
+def _check_disk(workspace: Path, model: Model) -> None:
+    needed = 2 * model.weights_bytes + DISK_RESERVE_BYTES
+    free = free_disk_bytes(workspace)
+    if free < needed:
+        raise Failure(
+            FailureClass.SYSTEMIC,
+            f"{workspace} has {free / 2**20:.0f} MiB free and the release needs "
+            f"{needed / 2**20:.0f} MiB; free some space or choose another --workspace",
+        )
+
+
+def _check_environment(environments: Environments, name: str) -> None:
+    status = environments.status(name)
+    if status is not Status.READY:
+        raise Failure(
+            FailureClass.SYSTEMIC,
+            f"the {name!r} environment under {environments.root} is {status}; build it with "
+            f"`python -m conductor.environments build {name}`",
+        )
+
+
+def run_ptq(release: Release, progress: Progress) -> dict[str, Verdict]:
+    """Quantize the source, read the export from disk, and ask gate_ptq."""
+    plan = release.plan
+    shutil.rmtree(release.checkpoint, ignore_errors=True)
+    stage_dir = release.journal.attempt_dir(Stage.PTQ)
+    run_worker(
+        Worker(
+            script=quantizers.WORKERS[plan.row.quantizer],
+            interpreter=release.environments.interpreter("quantize"),
+        ),
+        stage_dir,
+        {
+            **plan.quantize_request,
+            "model_path": str(plan.model.path),
+            "output_dir": str(release.checkpoint),
+            "device": plan.row.device,
+            "seed": release.config.seed,
+        },
+        environ=worker_environ(release.environ, offline=not plan.quantize_request["fetches"]),
+        progress=progress,
+    )
+    progress(0, 0, "reading the checkpoint")
+    try:
+        summary = probe_checkpoint(release.checkpoint, plan.model.path, plan.recipe)
+    except ProbeError as error:
+        raise Failure(FailureClass.QUANT_COVERAGE_FAILURE, str(error)) from None
+    write_json(stage_dir / "checkpoint-summary.json", summary)
+    release.checkpoint_summary = summary
+    return {"ptq": gates.evaluate_checkpoint(summary)}
+
+
+def run_deploy(release: Release, progress: Progress) -> dict[str, Verdict]:
+    """Serve or load the candidate as exported, and compare a few answers with the source's."""
+    stage_dir = release.journal.attempt_dir(Stage.DEPLOY)
+    session = _session(release)
+    evidence = session.answer_canary(release.plan.suite.canary_prompts, stage_dir, progress)
+    write_json(stage_dir / "canary.json", evidence)
+    return {"canary": gates.evaluate_canary(evidence)}
+
+
+def _session(release: Release) -> EngineSession:
+    if release.session is None:
+        release.session = _open_session(release)
+    return release.session
+
+
+def _open_session(release: Release) -> EngineSession:
+    """Open the engine that setup chose, for both checkpoints, under one set of settings."""
+    config, plan = release.config, release.plan
+    model, suite, row = plan.model, plan.suite, plan.row
+    sides = Sides(source=model.path, candidate=release.checkpoint)
+    environ = worker_environ(release.environ, offline=True)
+    if row.engine is Engine.TRANSFORMERS:
+        return TransformersSession(
+            sides,
+            interpreter=release.environments.interpreter("reference"),
+            device=row.device,
+            environ=environ,
+        )
+    room = row.device is Device.CPU and (
+        release.machine.memory_available_bytes - 2 * model.weights_bytes
+        > ROOM_FOR_TWO_SERVERS_BYTES
+    )
+    return VllmSession(
+        sides,
+        interpreter=release.environments.interpreter(f"serve-{row.device}"),
+        settings=ServerSettings(
+            device=row.device,
+            dtype=config.engine.dtype,
+            max_model_len=config.engine.max_model_len
+            or (suite.max_length and suite.max_length + 1),
+            tensor_parallel_size=config.engine.tensor_parallel_size,
+            seed=config.seed,
+            cpu_kv_cache_gib=config.engine.cpu_kv_cache_gib,
+            extra_arguments=config.engine.arguments,
+        ),
+        environ=environ,
+        health_timeout_s=config.engine.health_timeout_s,
+        port=config.engine.port,
+        capacity=2 if room else 1,
+    )
+
+
+def run_baseline_eval(release: Release, progress: Progress) -> dict[str, Verdict]:
+    """Evaluate the source and ask gate_run."""
+    return _evaluate(release, Stage.BASELINE_EVAL, "source", progress)
+
+
+def run_candidate_eval(release: Release, progress: Progress) -> dict[str, Verdict]:
+    """Evaluate the candidate and ask gate_run."""
+    return _evaluate(release, Stage.CANDIDATE_EVAL, "candidate", progress)
+
+
+def _evaluate(release: Release, stage: Stage, side: str, progress: Progress) -> dict[str, Verdict]:
+    session, suite, row = _session(release), release.plan.suite, release.plan.row
+    stage_dir = release.journal.attempt_dir(stage)
+    backend = session.backend(side, stage_dir, progress)
+    request = evaluation_request(
+        suite, _harness_settings(release), backend, output_dir=stage_dir / "results"
+    )
+    environment = "reference" if row.engine is Engine.TRANSFORMERS else "evaluate"
+    environ = worker_environ(release.environ, offline=suite.is_local)
+    if suite.is_local:
+        # The datasets cache recognizes local files by their times, not by their content.
+        environ["HF_DATASETS_CACHE"] = str(stage_dir / "datasets-cache")
+    run_worker(
+        Worker(script="evaluate.py", interpreter=release.environments.interpreter(environment)),
+        stage_dir,
+        request,
+        environ=environ | session.secrets(side),
+        progress=progress,
+        still_useful=lambda: session.check(side),
+    )
+    shutil.rmtree(stage_dir / "datasets-cache", ignore_errors=True)
+    release.requests[side] = {
+        **request,
+        **{f"engine.{k}": v for k, v in session.settings(side).items()},
+    }
+    results = probe_results(stage_dir / "results", choices=metric_choices(suite))
+    release.results[side] = results
+    summary = planned_summary(suite, release.config.limit, results)
+    write_json(stage_dir / "run-summary.json", summary)
+    return {RUN_GATES[side]: gates.evaluate_run(summary)}
+
+
+def planned_summary(suite: Suite, limit: int | None, results: EvaluationResults) -> dict[str, Any]:
+    """Return the run summary against what the suite planned, not against what the harness kept.
+
+    A task that left no result is listed as failed, and where the suite says how many documents a
+    task has, that number is what must have been scored.
+    """
+    found = results.run_summary()["tasks"]
+    tasks = {}
+    for task in suite.tasks.values():
+        entry = dict(
+            found.get(task.name, {"status": "FAILED", "errors": ["no result was written"]})
+        )
+        if task.samples is not None:
+            entry["expected_samples"] = min(task.samples, limit or task.samples)
+        tasks[task.name] = {"scale": task.scale, **entry}
+    return {"tasks": tasks}
+
+
+def _harness_settings(release: Release) -> HarnessSettings:
+    config = release.config
+    return HarnessSettings(
+        seed=config.seed,
+        limit=config.limit,
+        concurrency=config.concurrency,
+        request_timeout_s=config.request_timeout_s,
+        max_length=release.plan.suite.max_length,
+    )
+
+
+def run_compare(release: Release, progress: Progress) -> dict[str, Verdict]:
+    """Compare conditions, the baseline with its references, scores, and lengths of answers."""
+    suite = release.plan.suite
+    progress(0, 0, "comparing")
+    baseline, candidate = release.results["source"], release.results["candidate"]
+    scales = {task.name: task.scale for task in suite.tasks.values()}
+    verdicts = {
+        "conditions": gates.evaluate_conditions(
+            release.requests["source"], release.requests["candidate"], may_differ=MAY_DIFFER
+        ),
+        "external": gates.evaluate_external(
+            baseline.scores(),
+            {t.name: t.reference for t in suite.tasks.values() if t.reference is not None},
+            scales=scales,
+        ),
+        "compare": gates.evaluate_comparison(
+            baseline.scores(),
+            candidate.scores(),
+            threshold=release.config.threshold,
+            relative=release.config.relative,
+            scales=scales,
+            directions={task.name: task.higher_is_better for task in suite.tasks.values()},
+        ),
+    }
+    if suite.generation_tasks:
+        verdicts["verbosity"] = gates.evaluate_verbosity(
+            baseline.completion_tokens, candidate.completion_tokens
+        )
+    return verdicts
+
+
+STAGE_FUNCTIONS: Mapping[Stage, Callable[[Release, Progress], dict[str, Verdict]]] = {
+    Stage.SETUP: run_setup,
+    Stage.PTQ: run_ptq,
+    Stage.DEPLOY: run_deploy,
+    Stage.BASELINE_EVAL: run_baseline_eval,
+    Stage.CANDIDATE_EVAL: run_candidate_eval,
+    Stage.COMPARE: run_compare,
+}

@@ -1,0 +1,81 @@
+"""What tests of real tools share: the command line, a workspace, and a search for leftovers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from conductor.environments.builder import Environments, Status
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fail, rather than skip, tests of real tools whose environments nobody built."""
+    environments = Environments()
+    missing = [
+        name
+        for name in ("quantize", "serve-cpu", "evaluate", "reference")
+        if environments.status(name) is not Status.READY
+    ]
+    if missing and any(item.get_closest_marker("tools") for item in items):
+        pytest.exit(
+            f"worker environments not ready: {', '.join(missing)}; run `make test`, which builds "
+            'them, or `pytest -m "not tools"`',
+            returncode=4,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """One finished ``day0`` command."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """The report document that ``--json`` printed."""
+        document: dict[str, Any] = json.loads(self.stdout)
+        return document
+
+
+def run_day0(
+    *arguments: str, environ: Mapping[str, str] | None = None, timeout_s: float = 900
+) -> Finished:
+    """Run ``day0`` as a user would, without a terminal."""
+    done = subprocess.run(
+        [sys.executable, "-m", "conductor.cli", *arguments],
+        env={**os.environ, **(environ or {})},
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+    )
+    return Finished(exit_code=done.returncode, stdout=done.stdout, stderr=done.stderr)
+
+
+def descendants_with(marker: Path) -> list[psutil.Process]:
+    """Return the processes that have ``marker`` in their command line or working files."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if any(str(marker) in part for part in process.info["cmdline"] or ()):
+            found.append(process)
+    return found
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Iterator[Path]:
+    """A workspace of its own; the test fails when a process that names it is left behind."""
+    directory = tmp_path / "workspace"
+    yield directory
+    left = descendants_with(directory)
+    assert not left, f"processes left behind: {[process.cmdline() for process in left]}"

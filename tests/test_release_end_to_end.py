@@ -1,0 +1,195 @@
+"""Real releases of the demo model: real quantizers, real servers, real lm-eval, real MLflow."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import descendants_with, run_day0
+
+from conductor.models import DEMO_PATH
+from conductor.suites import BUILT_IN
+
+pytestmark = pytest.mark.tools
+
+GATES = ["ptq", "canary", "baseline_run", "candidate_run", "conditions", "external", "compare"]
+
+
+def test_int8_on_vllm_is_accepted(workspace: Path) -> None:
+    done = run_day0("release", "demo", "--recipe", "int8", "--workspace", str(workspace), "--json")
+    report = done.report
+    assert (done.exit_code, report["decision"]) == (0, "ACCEPT"), done.stderr
+    assert report["engine"]["name"] == "vllm"
+    assert not report["engine"]["emulated"]
+    assert [gate["gate"] for gate in report["gates"]] == [*GATES, "verbosity"]
+    assert all(gate["document"]["pass"] for gate in report["gates"])
+    assert len(report["tasks"]) >= 4
+    assert all(task["samples"] >= 500 for task in report["tasks"])
+    assert all(0.5 < task["baseline"] <= 1.0 for task in report["tasks"])
+    for name in ("report.json", "report.md", "report.html", "manifest.json", "env.json"):
+        assert (Path(report["paths"]["run"]) / name).stat().st_size > 0
+    assert report["tracking"]["status"] == "logged"
+    assert report["tracking"]["run_id"]
+
+
+def test_nvfp4_on_the_reference_engine_regresses(workspace: Path) -> None:
+    done = run_day0("release", "demo", "--recipe", "nvfp4", "--workspace", str(workspace), "--json")
+    report = done.report
+    assert (done.exit_code, report["decision"]) == (1, "REGRESSION"), done.stderr
+    assert report["engine"]["name"] == "transformers"
+    assert report["engine"]["emulated"]
+    assert any(task["within_threshold"] is False for task in report["tasks"])
+
+
+def test_a_recipe_that_covers_nothing_is_infeasible_before_any_server(workspace: Path) -> None:
+    done = run_day0(
+        *("release", "demo", "--recipe", "nvfp4_experts_only"),
+        *("--workspace", str(workspace), "--json"),
+    )
+    report = done.report
+    assert (done.exit_code, report["decision"]) == (4, "INFEASIBLE"), done.stderr
+    assert report["failure_class"] == "MODEL_UNSUPPORTED"
+    states = {stage["name"]: stage["state"] for stage in report["stages"]}
+    assert states["ptq"] == "failed"
+    assert states["deploy"] == "pending"
+    assert report["tracking"]["status"] == "logged"
+
+
+def test_a_baseline_far_from_its_reference_is_anomalous(workspace: Path) -> None:
+    suite = BUILT_IN["demo"].with_name("suite-wrong-reference.yaml")
+    done = run_day0(
+        *("release", "demo", "--recipe", "fp8", "--suite", str(suite), "--limit", "100"),
+        *("--workspace", str(workspace), "--json"),
+    )
+    report = done.report
+    assert (done.exit_code, report["decision"]) == (3, "ANOMALOUS"), done.stderr
+    assert report["failure_class"] == "EXTERNAL_BASELINE_MISMATCH"
+
+
+def test_a_server_that_never_gets_healthy_is_infeasible(workspace: Path, tmp_path: Path) -> None:
+    config = tmp_path / "hasty.yaml"
+    config.write_text("engine: {health_timeout_s: 1}\n")
+    done = run_day0(
+        *("release", "demo", "--recipe", "int8", "--config", str(config)),
+        *("--workspace", str(workspace), "--json"),
+    )
+    report = done.report
+    assert (done.exit_code, report["decision"]) == (4, "INFEASIBLE"), done.stderr
+    assert report["failure_class"] == "DEPLOYMENT_HEALTH_FAILED"
+    deploy = next(stage for stage in report["stages"] if stage["name"] == "deploy")
+    assert deploy["attempts"] == 2
+    assert "health_timeout_s" in " ".join(report["reasons"])
+
+
+def test_a_quantizer_that_crashes_aborts(workspace: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "truncated-weights"
+    shutil.copytree(DEMO_PATH, broken)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100_000])
+    done = run_day0(
+        "release", str(broken), "--recipe", "int8", "--workspace", str(workspace), "--json"
+    )
+    assert done.exit_code in (2, 4, 5), done.stderr
+    assert done.report["decision"] in (None, "INFEASIBLE")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_nothing_outlives_a_release_that_is_stopped(
+    workspace: Path, number: signal.Signals
+) -> None:
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "conductor.cli", "release", "demo", "--recipe", "int8"),
+            *("--workspace", str(workspace)),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    server_log = "stages/deploy/server-candidate.log"
+    deadline = time.monotonic() + 300
+    while not list(workspace.glob(f"runs/*/{server_log}")):
+        assert time.monotonic() < deadline, "the server was never started"
+        assert process.poll() is None, process.stdout and process.stdout.read()
+        time.sleep(0.2)
+    time.sleep(5)
+    family = [p for p in descendants_with(workspace) if p.pid != process.pid]
+    assert family
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    if number != signal.SIGKILL:
+        assert process.returncode == 130
+        assert "stopped on request" in output
+    deadline = time.monotonic() + 30
+    while any(p.is_running() for p in family) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not [p for p in family if p.is_running()]
+
+
+def refused(*arguments: str, workspace: Path, exit_code: int, words: str) -> None:
+    done = run_day0("release", *arguments, "--workspace", str(workspace))
+    output = done.stdout + done.stderr
+    assert done.exit_code == exit_code, output
+    assert words in " ".join(output.split()), output
+    assert "Traceback" not in output
+
+
+def test_requests_that_cannot_work_are_refused_in_setup(workspace: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    refuse = {"workspace": workspace, "exit_code": 2}
+    refused("demo", "--recipe", "nvfp5", words="nvfp5", **refuse)
+    refused(str(empty), "--recipe", "int8", words="config.json", **refuse)
+    refused(
+        *("demo", "--recipe", "fp8", "--quantizer", "modelopt", "--engine", "transformers"),
+        words="garbage",
+        **refuse,
+    )
+
+
+def test_a_port_in_use_is_refused_in_setup(workspace: Path, tmp_path: Path) -> None:
+    config = tmp_path / "port.yaml"
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        config.write_text(f"engine: {{port: {port}}}\n")
+        refused(
+            *("demo", "--recipe", "int8", "--config", str(config)),
+            workspace=workspace,
+            exit_code=5,
+            words=f"{port} is in use",
+        )
+
+
+def test_a_workspace_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    refused("demo", "--recipe", "int8", workspace=blocked / "ws", exit_code=5, words="file")
+
+
+def test_tracking_that_is_down_costs_seconds_not_the_decision(workspace: Path) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    started = time.monotonic()
+    done = run_day0(
+        *("release", "demo", "--recipe", "nvfp4_experts_only"),
+        *("--workspace", str(workspace), "--json"),
+        environ={**os.environ, "MLFLOW_TRACKING_URI": uri},
+    )
+    report = done.report
+    assert report["decision"] == "INFEASIBLE"
+    assert report["tracking"]["status"] == "unavailable"
+    pending = Path(report["paths"]["run"]) / "tracking-pending.json"
+    assert json.loads(pending.read_text())
+    assert time.monotonic() - started < 120
