@@ -1,0 +1,215 @@
+"""Gate on accuracy: is the candidate within the threshold of its baseline, task by task?
+
+Scores that cannot be believed are told apart from scores that are bad: a value outside its scale,
+an unexplained gain, or two sides in different units end ANOMALOUS, because a decision on them
+would be about the measurement and not about the model. Input that cannot be read gives no
+decision at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+
+from gates import evidence
+from gates.criteria import IMPLAUSIBLE_GAIN, SCORE_THRESHOLD
+from gates.evidence import EvidenceError, join, shown
+from gates.scores import Scale, decimal, scale_of, units_differ
+from gates.verdict import Check, Decision, FailureClass, Verdict
+
+GATE = "compare"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rule:
+    """How far a score may fall."""
+
+    threshold: Decimal
+    relative: bool
+    scales: Mapping[str, float]
+    higher_is_better: Mapping[str, bool]
+
+    def limit(self, baseline: Decimal, scale: Scale) -> Decimal:
+        """Return the largest drop allowed, in the task's own units."""
+        return self.threshold * (abs(baseline) if self.relative else decimal(scale.full))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Comparison:
+    """One task compared: its row, its check, and what makes it unbelievable, if anything."""
+
+    task: str
+    check: Check
+    row: Mapping[str, object]
+    anomaly: str = ""
+    note: str = ""
+
+
+def evaluate_comparison(
+    baseline: object,
+    candidate: object,
+    threshold: float = SCORE_THRESHOLD,
+    relative: bool = False,
+    scales: object = None,
+    *,
+    directions: object = None,
+) -> Verdict:
+    """Judge two sets of scores ``{task: score}``.
+
+    ``threshold`` is the largest drop as a fraction of each task's scale, or of the baseline score
+    if ``relative``; a drop of exactly the threshold is within it. ``scales`` holds the full score
+    of tasks (1.0, 100.0), ``directions`` is false for tasks whose lower score is better. The
+    decision is ACCEPT, REGRESSION or ANOMALOUS, and ``None`` where the input was refused. Nothing
+    is raised.
+    """
+    try:
+        base, cand = (
+            evidence.mapping(baseline, "baseline"),
+            evidence.mapping(candidate, "candidate"),
+        )
+        if not base and not cand:
+            raise EvidenceError("baseline", "holds no task, so there is nothing to compare")
+        tasks = {*base, *cand}
+        rule = _Rule(
+            threshold=decimal(evidence.fraction(threshold, "threshold")),
+            relative=evidence.boolean(relative, "relative"),
+            scales=evidence.scales(scales, tasks),
+            higher_is_better=_directions(directions, tasks),
+        )
+    except EvidenceError as error:
+        return Verdict.refused(GATE, error)
+    one_sided = sorted(set(base) ^ set(cand))
+    if one_sided:
+        return _task_sets_differ(one_sided)
+    return _judge([_compare(task, base[task], cand[task], rule) for task in sorted(tasks)], rule)
+
+
+def _directions(value: object, tasks: set[str]) -> dict[str, bool]:
+    """Read ``{task: higher is better}``; a task that is not named counts upwards."""
+    result = dict.fromkeys(tasks, True)
+    for task, entry in evidence.mapping(value or {}, "directions").items():
+        path = join("directions", task)
+        if task not in tasks:
+            raise EvidenceError(path, "names a task that has no score; remove it or fix its name")
+        result[task] = evidence.boolean(entry, path)
+    return result
+
+
+def _task_sets_differ(one_sided: list[str]) -> Verdict:
+    detail = f"task sets differ; on one side only: {one_sided}"
+    check = Check(subject="task_sets", observed=one_sided, limit=[], passed=False, detail=detail)
+    return Verdict(
+        gate=GATE,
+        checks=(check,),
+        failure_class=FailureClass.SAMPLE_ACCOUNTING_FAILED,
+        decision=Decision.ANOMALOUS,
+        detail=detail,
+    )
+
+
+def _compare(task: str, baseline: object, candidate: object, rule: _Rule) -> _Comparison:
+    """Compare one task's scores, or say why they cannot be compared."""
+    try:
+        base = evidence.number(baseline, join("baseline", task))
+        cand = evidence.number(candidate, join("candidate", task))
+    except EvidenceError as error:
+        return _unreadable(task, baseline, candidate, str(error))
+    scale = scale_of(task, (base, cand), rule.scales)
+    loss = decimal(base) - decimal(cand)
+    drop = loss if rule.higher_is_better[task] else -loss
+    limit = rule.limit(decimal(base), scale)
+    anomaly = _anomaly(task, (base, cand), drop, scale, rule)
+    within = drop <= limit and not anomaly
+    unit = abs(decimal(base)) if rule.relative else decimal(scale.full)
+    drop_fraction = float(drop / unit) if unit else None
+    return _Comparison(
+        task=task,
+        check=Check(
+            subject=join("tasks", task),
+            observed=drop_fraction,
+            limit=float(rule.threshold),
+            passed=within,
+            detail=anomaly
+            or f"{task}: {base:g} to {cand:g}, dropped {float(drop):g} of {float(limit):g} allowed",
+        ),
+        row={
+            "baseline": base,
+            "candidate": cand,
+            "drop": float(drop),
+            "drop_fraction": drop_fraction,
+            "limit": float(limit),
+            "scale": scale.full,
+            "within_threshold": within,
+        },
+        anomaly=anomaly,
+        note="" if scale.declared else f"{task}: scale {scale.full:g} inferred from the scores",
+    )
+
+
+def _unreadable(task: str, baseline: object, candidate: object, problem: str) -> _Comparison:
+    check = Check(
+        subject=join("tasks", task),
+        observed=shown(candidate),
+        limit="two finite numbers",
+        passed=False,
+        detail=problem,
+    )
+    row = {
+        "baseline": baseline,
+        "candidate": candidate,
+        "drop": None,
+        "drop_fraction": None,
+        "limit": None,
+        "scale": None,
+        "within_threshold": False,
+    }
+    return _Comparison(task=task, check=check, row=row, anomaly=problem)
+
+
+def _anomaly(
+    task: str, scores: tuple[float, float], drop: Decimal, scale: Scale, rule: _Rule
+) -> str:
+    """Return why the pair of scores is not to be believed, or nothing."""
+    baseline, candidate = scores
+    if units_differ(baseline, candidate, scale):
+        return (
+            f"{task}: {baseline:g} against {candidate:g} looks like a percentage beside a "
+            "fraction; give both sides in one unit and declare the scale"
+        )
+    for side, score in zip(("baseline", "candidate"), scores, strict=True):
+        if not 0.0 <= score <= scale.full:
+            return f"{task}: {side} score {score:g} is outside its scale of 0 to {scale.full:g}"
+    if -drop > decimal(IMPLAUSIBLE_GAIN) * decimal(scale.full):
+        gain = float(-drop)
+        return (
+            f"{task}: candidate exceeds baseline by {gain:g} on a scale of {scale.full:g}, "
+            "which rounding weights does not explain"
+        )
+    if rule.relative and baseline == 0:
+        return f"{task}: baseline score is 0, so a relative drop is undefined; compare absolutely"
+    return ""
+
+
+def _judge(comparisons: list[_Comparison], rule: _Rule) -> Verdict:
+    """Turn compared tasks into a verdict: unbelievable before bad before good."""
+    anomalies = [c.anomaly for c in comparisons if c.anomaly]
+    regressed = [c.check.detail for c in comparisons if not c.check.passed]
+    failure_class = None
+    decision = Decision.ACCEPT
+    detail = f"all {len(comparisons)} task(s) within threshold {rule.threshold}"
+    if anomalies:
+        failure_class, decision = FailureClass.IMPLAUSIBLE_SCORE, Decision.ANOMALOUS
+        detail = "; ".join(anomalies)
+    elif regressed:
+        failure_class, decision = FailureClass.ACCURACY_REGRESSION, Decision.REGRESSION
+        detail = f"beyond threshold {rule.threshold}: " + "; ".join(regressed)
+    return Verdict(
+        gate=GATE,
+        checks=tuple(c.check for c in comparisons),
+        failure_class=failure_class,
+        decision=decision,
+        detail=detail,
+        notes=tuple(c.note for c in comparisons if c.note),
+        per_task={c.task: c.row for c in comparisons},
+    )

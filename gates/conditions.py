@@ -1,0 +1,61 @@
+"""Gate on the conditions of a comparison: were both sides asked the same, in the same way?
+
+Engine noise is as large as 8-bit quantization noise, so a score difference means something only
+when every setting that can move a score is equal on both sides. Settings are compared field by
+field; only those that name where a side is may differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from gates import evidence
+from gates.evidence import EvidenceError, shown
+from gates.verdict import Check, Decision, FailureClass, Verdict
+
+GATE = "conditions"
+
+_ABSENT = object()
+
+
+def evaluate_conditions(
+    baseline: object, candidate: object, may_differ: Collection[str] = ()
+) -> Verdict:
+    """Judge two resolved configurations ``{setting: value}``; a setting on one side only differs.
+
+    Settings that differ fail with ``CONDITIONS_DIFFER`` and are named; configurations that cannot
+    be read, or hold nothing to compare, fail with ``USER_CONFIG_ERROR``. Nothing is raised.
+    """
+    try:
+        sides = evidence.mapping(baseline, "baseline"), evidence.mapping(candidate, "candidate")
+        fields = sorted({*sides[0], *sides[1]} - set(may_differ))
+        if not fields:
+            raise EvidenceError("baseline", "holds no setting that could be compared")
+    except EvidenceError as error:
+        return Verdict.refused(GATE, error)
+    checks = [_check(name, *(side.get(name, _ABSENT) for side in sides)) for name in fields]
+    different = [check.subject for check in checks if not check.passed]
+    return Verdict(
+        gate=GATE,
+        checks=tuple(checks),
+        failure_class=FailureClass.CONDITIONS_DIFFER if different else None,
+        decision=Decision.ANOMALOUS if different else None,
+        detail=(
+            f"the two sides differ in {', '.join(different)}"
+            if different
+            else f"all {len(checks)} settings equal on both sides"
+        ),
+    )
+
+
+def _check(name: str, baseline: object, candidate: object) -> Check:
+    # Compared with their types, so that True is not 1 and 1 is not 1.0.
+    same = baseline == candidate and type(baseline) is type(candidate)
+    words = ["absent" if side is _ABSENT else shown(side) for side in (baseline, candidate)]
+    return Check(
+        subject=name,
+        observed=words[1],
+        limit=words[0],
+        passed=same,
+        detail="" if same else f"{name}: {words[0]} for the baseline, {words[1]} for the candidate",
+    )

@@ -1,0 +1,171 @@
+"""Criteria: every limit the gates hold evidence against, with where its number comes from.
+
+Probes, gates and documentation read the same tables, so a recipe or a limit is changed in one
+place. Nothing here measures or judges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from gates.evidence import Bucket
+
+SCORE_THRESHOLD = 0.01
+"""Largest drop, as a fraction of the task's scale: the usual "under one percent" of a release."""
+
+IMPLAUSIBLE_GAIN = 0.05
+"""Gain, as a fraction of the scale, above which a quantized candidate is not believed: rounding
+weights loses information, so five points up means that the two sides were not measured alike."""
+
+UNIT_MIXUP_RATIOS = (50.0, 200.0)
+"""Two scores, one at most 1 and one above it, whose ratio lies in this range around 100 are read
+as a fraction beside a percentage, even where a scale is declared."""
+
+VERBOSITY_THRESHOLD = 0.05
+"""Largest change of the mean completion length, in either direction, as a fraction of the
+baseline's."""
+
+SAMPLE_COUNT_TOLERANCE = 0.01
+"""Relative difference within which two sample counts are the same run size: one lost request must
+not make a task unmeasurable, a truncated run must."""
+
+SHORT_OUTPUT_TOKENS = 1000
+"""Below this mean length a few tokens are a large percentage; such tasks carry a warning."""
+
+EXTERNAL_TOLERANCE = 0.05
+"""Largest distance of a baseline score from its published reference, as a fraction of the scale:
+prompt and harness versions move a score by a few points, a broken set-up by more."""
+
+INHERENT_GROWTH_MAX = 1.10
+"""Largest growth that is put down to the source's own precision. Worst known case: NVFP4 over
+MXFP4 keeps the 4-bit values and goes from an 8-bit scale per 32 to one per 16, (4 + 0.5) /
+(4 + 0.25) = 1.06; the rest is room for metadata."""
+
+CANARY_REPEAT_TOKENS = 8
+"""Shortest answer in which one token repeated throughout counts as a loop."""
+
+CANARY_LOGPROB_FLOOR = -5.0
+"""Mean log-probability (nats) of greedy tokens under which an answer is noise: a model that gives
+its own best token less than exp(-5) = 0.7 % on average is not predicting text."""
+
+CANARY_LOGPROB_CEILING = 1e-3
+"""A log-probability is at most 0; this much is left for rounding in the server."""
+
+PRECISION_BITS: Mapping[str, int] = MappingProxyType(
+    {
+        "fp32": 32,
+        "bf16": 16,
+        "fp16": 16,
+        "fp8": 8,
+        "int8": 8,
+        "mxfp8": 8,
+        "mxfp4": 4,
+        "nvfp4": 4,
+        "fp4": 4,
+        "int4": 4,
+        "w4a16": 4,
+        "awq": 4,
+        "4bit": 4,
+    }
+)
+"""Bits per weight of each source precision that may be declared. Closed: a free description such
+as "mostly fp8" proves nothing about what can shrink."""
+
+MODULE_KINDS = ("attention.qkv", "attention.output", "mlp", "experts")
+"""Kinds of linear modules a recipe can mean. Embeddings, ``lm_head``, routers, norms, vision
+towers and multi-token-prediction heads are left alone by every recipe."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to quantize, as far as a checkpoint can show it.
+
+    ``bits`` are the target's bits per weight; ``weight_bits`` add the scales that the format
+    stores beside the weights, so that sizes can be predicted. ``quantizes`` holds the
+    ``MODULE_KINDS`` that are meant.
+    """
+
+    name: str
+    bucket: Bucket
+    bits: int
+    quantizes: tuple[str, ...]
+    weight_bits: float
+    summary: str
+
+
+_NVFP4_BITS = 4 + 8 / 16
+"""4-bit values and one 8-bit scale per block of 16."""
+
+_GROUP_128_BITS = 4 + 16 / 128
+"""4-bit values and one 16-bit scale per group of 128."""
+
+_TABLE = (
+    Recipe(
+        name="nvfp4",
+        bucket=Bucket.NVFP4,
+        bits=4,
+        quantizes=MODULE_KINDS,
+        weight_bits=_NVFP4_BITS,
+        summary="4-bit floating point in blocks of 16, for all linear layers.",
+    ),
+    Recipe(
+        name="nvfp4_mlp_only",
+        bucket=Bucket.NVFP4,
+        bits=4,
+        quantizes=("mlp", "experts"),
+        weight_bits=_NVFP4_BITS,
+        summary="4-bit floating point for MLP and expert layers; attention is left alone.",
+    ),
+    Recipe(
+        name="nvfp4_experts_only",
+        bucket=Bucket.NVFP4,
+        bits=4,
+        quantizes=("experts",),
+        weight_bits=_NVFP4_BITS,
+        summary="4-bit floating point for the experts of a mixture-of-experts model only.",
+    ),
+    Recipe(
+        name="nvfp4_omlp_only",
+        bucket=Bucket.NVFP4,
+        bits=4,
+        quantizes=("attention.output", "mlp", "experts"),
+        weight_bits=_NVFP4_BITS,
+        summary="4-bit floating point for MLP, expert and attention output layers.",
+    ),
+    Recipe(
+        name="fp8",
+        bucket=Bucket.FP8,
+        bits=8,
+        quantizes=MODULE_KINDS,
+        weight_bits=8.0,
+        summary="8-bit floating point weights and activations, for all linear layers.",
+    ),
+    Recipe(
+        name="int8",
+        bucket=Bucket.INT8,
+        bits=8,
+        quantizes=MODULE_KINDS,
+        weight_bits=8.0,
+        summary="8-bit integer weights and activations, for all linear layers.",
+    ),
+    Recipe(
+        name="int4_awq",
+        bucket=Bucket.INT4,
+        bits=4,
+        quantizes=MODULE_KINDS,
+        weight_bits=_GROUP_128_BITS,
+        summary="4-bit integer weights in groups of 128, scaled to what activations need.",
+    ),
+    Recipe(
+        name="w4a16",
+        bucket=Bucket.INT4,
+        bits=4,
+        quantizes=MODULE_KINDS,
+        weight_bits=_GROUP_128_BITS,
+        summary="4-bit integer weights in groups of 128, 16-bit activations.",
+    ),
+)
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType({recipe.name: recipe for recipe in _TABLE})
