@@ -1,0 +1,67 @@
+"""Read files that other programs wrote, with one error type for everything unusable.
+
+Nothing here executes, unpickles or trusts a file: JSON only, bounded in size, refused with the
+path, the problem and the remedy.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+LARGEST_JSON_BYTES = 1 << 30
+"""Largest JSON document read whole; the largest tokenizers and indexes are below 100 MB."""
+
+
+class ProbeError(Exception):
+    """A file or directory that holds no usable evidence."""
+
+    def __init__(self, path: Path, problem: str, remedy: str) -> None:
+        """Keep where it is, what is wrong with it and what the reader can do about it."""
+        super().__init__(f"{path}: {problem}; {remedy}")
+        self.path = path
+        self.problem = problem
+        self.remedy = remedy
+
+
+def read_text(path: Path, remedy: str) -> str:
+    """Return the text of a UTF-8 file.
+
+    Raises:
+        ProbeError: it is absent, too large to be what it should be, or not UTF-8.
+    """
+    try:
+        if path.stat().st_size > LARGEST_JSON_BYTES:
+            raise ProbeError(path, f"larger than {LARGEST_JSON_BYTES} bytes", remedy)
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ProbeError(path, "does not exist", remedy) from None
+    except OSError as error:
+        raise ProbeError(path, f"cannot be read ({error.strerror})", remedy) from None
+    except UnicodeDecodeError:
+        raise ProbeError(path, "is not UTF-8 text", remedy) from None
+
+
+def read_object(path: Path, remedy: str) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Raises:
+        ProbeError: the file cannot be read, is no JSON, or holds something other than an object.
+    """
+    return parse_object(read_text(path, remedy), path, remedy)
+
+
+def parse_object(text: str | bytes, path: Path, remedy: str) -> dict[str, Any]:
+    """Return the JSON object in ``text``; ``path`` names it in the error.
+
+    Raises:
+        ProbeError: it is no JSON, nested too deep, or something other than an object.
+    """
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ProbeError(path, f"is not valid JSON ({error})", remedy) from None
+    if not isinstance(document, dict):
+        raise ProbeError(path, f"holds a JSON {type(document).__name__}, not an object", remedy)
+    return document

@@ -1,0 +1,806 @@
+"""The checkpoint probe, on clean exports, on exports with one fault, and on broken files."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors_files import (
+    CONFIG,
+    Tensors,
+    attention,
+    ct_config,
+    dense,
+    mixture,
+    modelopt_config,
+    quantize,
+    write_checkpoint,
+    write_file,
+)
+
+from conductor.probes.checkpoint import ProbeError, probe_checkpoint
+from conductor.probes.formats import compressed_tensors, modelopt
+from conductor.probes.modules import kind_of
+from conductor.probes.safetensors_header import INDEX_FILE, read_header
+from gates import RECIPES, FailureClass, evaluate_checkpoint
+
+DENSE, MIXTURE, FUSED = dense(), mixture(), mixture(fused=True)
+NVFP4 = modelopt_config("NVFP4")
+ATTENTION_GLOBS = [f"model.layers.{n}.self_attn*" for n in range(2)]
+ROUTERS = [f"model.layers.{n}.mlp.gate" for n in range(2)]
+
+
+def split_experts(layout: str) -> Tensors:
+    """Return the fused mixture's export by an exporter that stores experts apart."""
+    fused = quantize(FUSED, "modelopt-nvfp4", only="no such module")
+    apart = {n: t for n, t in mixture().items() if ".experts." in n}
+    kept = {n: t for n, t in fused.items() if ".experts." not in n}
+    return quantize(kept | apart, layout)
+
+
+def mixtral(tensors: Tensors) -> Tensors:
+    """Return the tensors under the names of Mixtral's experts."""
+    for short, name in (("w1", "gate_proj"), ("w2", "down_proj"), ("w3", "up_proj")):
+        tensors = {n.replace(f".{name}.", f".{short}."): t for n, t in tensors.items()}
+    return tensors
+
+
+@dataclass(frozen=True)
+class Export:
+    recipe: str
+    bucket_count: int
+    left_alone: int
+    tensors: Tensors
+    quantization: dict[str, Any] | None
+    source: Tensors = field(default_factory=dense)
+    config: dict[str, Any] = field(default_factory=dict)
+    shards: int = 1
+
+
+CLEAN = {
+    "modelopt-nvfp4": Export("nvfp4", 14, 2, quantize(DENSE, "modelopt-nvfp4"), NVFP4),
+    "modelopt-nvfp4-mlp-only": Export(
+        "nvfp4_mlp_only",
+        6,
+        10,
+        quantize(DENSE, "modelopt-nvfp4", only=".mlp."),
+        modelopt_config("NVFP4", *ATTENTION_GLOBS),
+    ),
+    "modelopt-fp8": Export("fp8", 14, 2, quantize(DENSE, "modelopt-fp8"), modelopt_config("FP8")),
+    "modelopt-int8": Export(
+        "int8", 14, 2, quantize(DENSE, "modelopt-int8"), modelopt_config("W8A8_SQ_PER_CHANNEL")
+    ),
+    "modelopt-int4": Export(
+        "int4_awq", 14, 2, quantize(DENSE, "modelopt-int4"), modelopt_config("W4A16_AWQ")
+    ),
+    "modelopt-mixed": Export(
+        "nvfp4_mlp_only",
+        6,
+        10,
+        quantize(DENSE, "modelopt-nvfp4", only=".mlp."),
+        modelopt_config(
+            "MIXED_PRECISION",
+            quantized_layers={
+                n.removesuffix(".weight"): {"quant_algo": "NVFP4"} for n in DENSE if ".mlp." in n
+            },
+        ),
+    ),
+    "ct-int8": Export("int8", 14, 2, quantize(DENSE, "ct-int8"), ct_config(8, "int")),
+    "ct-fp8": Export("fp8", 14, 2, quantize(DENSE, "ct-fp8"), ct_config(8, "float")),
+    "ct-int4": Export("w4a16", 14, 2, quantize(DENSE, "ct-int4"), ct_config(4, "int", 128)),
+    "ct-nvfp4": Export("nvfp4", 14, 2, quantize(DENSE, "ct-nvfp4"), ct_config(4, "float", 16)),
+    "ct-ignored-by-pattern": Export(
+        "nvfp4_mlp_only",
+        6,
+        10,
+        quantize(DENSE, "ct-nvfp4", only=".mlp."),
+        ct_config(4, "float", 16, "re:.*self_attn.*"),
+    ),
+    "sharded": Export("nvfp4", 14, 2, quantize(DENSE, "modelopt-nvfp4"), NVFP4, shards=3),
+    "experts-apart": Export(
+        "nvfp4_experts_only",
+        24,
+        12,
+        quantize(MIXTURE, "modelopt-nvfp4", only=".experts."),
+        modelopt_config("NVFP4", *ROUTERS, *ATTENTION_GLOBS),
+        source=MIXTURE,
+    ),
+    "experts-fused": Export("nvfp4", 32, 4, quantize(FUSED, "modelopt-nvfp4"), NVFP4, source=FUSED),
+    "experts-fused-then-apart": Export(
+        "nvfp4", 32, 4, split_experts("modelopt-nvfp4"), NVFP4, source=FUSED
+    ),
+    "experts-renamed": Export(
+        "fp8", 32, 4, quantize(MIXTURE, "ct-fp8"), ct_config(8, "float"), source=mixtral(MIXTURE)
+    ),
+    "tied-head-not-stored": Export(
+        "fp8",
+        14,
+        1,
+        quantize({n: t for n, t in DENSE.items() if n != "lm_head.weight"}, "ct-fp8"),
+        ct_config(8, "float"),
+        config={"tie_word_embeddings": True},
+    ),
+}
+
+
+def write_pair(directory: Path, export: Export) -> tuple[Path, Path]:
+    config = CONFIG | export.config
+    source = write_checkpoint(directory / "source", export.source, config)
+    if export.quantization is not None:
+        config = config | {"quantization_config": export.quantization}
+    candidate = write_checkpoint(
+        directory / "candidate", export.tensors, config, shards=export.shards
+    )
+    return candidate, source
+
+
+def probe(directory: Path, export: Export) -> dict[str, Any]:
+    return probe_checkpoint(*write_pair(directory, export), RECIPES[export.recipe])
+
+
+@pytest.mark.parametrize("export", CLEAN.values(), ids=CLEAN.keys())
+def test_clean_export(tmp_path: Path, export: Export) -> None:
+    summary = probe(tmp_path, export)
+    counts = {kind: n for kind, n in summary["layer_precision_counts"].items() if n}
+    bucket = RECIPES[export.recipe].bucket
+    assert counts == {bucket: export.bucket_count, "BF16_or_excluded": export.left_alone}
+    assert summary["metadata_diffs"] == []
+    assert summary["source_precision"] == "bf16"
+    low, high = summary["expected_bytes"]
+    assert low <= summary["output_bytes"] <= high
+    verdict = evaluate_checkpoint(summary)
+    assert verdict.passed, verdict.detail
+    assert json.loads(json.dumps(summary)) == summary
+
+
+def test_sizes_are_tensor_bytes(tmp_path: Path) -> None:
+    summary = probe(tmp_path, CLEAN["ct-fp8"])
+    linears = sum(s[0] * s[1] for n, (_, s) in DENSE.items() if "_proj" in n)
+    rows = sum(s[0] for n, (_, s) in DENSE.items() if "_proj" in n)
+    others = 2 * (2 * 512 * 256 + 3 * 256)
+    assert summary["source_bytes"] == 2 * linears + others
+    assert summary["output_bytes"] == linears + 2 * rows + others
+
+
+def test_size_range_of_grouped_integers(tmp_path: Path) -> None:
+    """16-bit scales in groups of 128 are the least; 32-bit ones and zero points the most."""
+    summary = probe(tmp_path, CLEAN["ct-int4"])
+    shapes = [s for n, (_, s) in DENSE.items() if "_proj" in n]
+    elements = sum(rows * columns for rows, columns in shapes)
+    beside = sum(4 * rows + 4 * columns + 64 for rows, columns in shapes)
+    others = 2 * (2 * 512 * 256 + 3 * 256)
+    assert summary["expected_bytes"] == [
+        math.floor(0.99 * (elements * (4 + 16 / 128) / 8 + others)),
+        math.ceil(1.01 * (elements * (4 + 36 / 128) / 8 + beside + others)),
+    ]
+
+
+def without(tensors: Tensors, *parts: str) -> Tensors:
+    return {n: t for n, t in tensors.items() if not any(part in n for part in parts)}
+
+
+Q_PROJ = "model.layers.0.self_attn.q_proj"
+CLEAN_NVFP4, CLEAN_FP8 = CLEAN["modelopt-nvfp4"], CLEAN["ct-fp8"]
+
+WRONG = {
+    "one-layer-left": (
+        Export(
+            "nvfp4",
+            0,
+            0,
+            without(CLEAN_NVFP4.tensors, Q_PROJ) | {f"{Q_PROJ}.weight": ("BF16", (256, 256))},
+            modelopt_config("NVFP4", Q_PROJ),
+        ),
+        "unexpected_unquantized",
+        1,
+        Q_PROJ,
+    ),
+    "left-and-still-declared": (
+        Export(
+            "nvfp4",
+            0,
+            0,
+            without(CLEAN_NVFP4.tensors, Q_PROJ) | {f"{Q_PROJ}.weight": ("BF16", (256, 256))},
+            NVFP4,
+        ),
+        "unexpected_unquantized",
+        1,
+        Q_PROJ,
+    ),
+    "head-quantized": (
+        Export(
+            "fp8",
+            0,
+            0,
+            without(CLEAN_FP8.tensors, "lm_head")
+            | {
+                "lm_head.weight": ("F8_E4M3", (512, 256)),
+                "lm_head.weight_scale": ("BF16", (512, 1)),
+            },
+            {**ct_config(8, "float"), "ignore": []},
+        ),
+        "declaration_mismatch",
+        1,
+        "lm_head (is FP8, and the recipe leaves lm_head alone)",
+    ),
+    "head-declared-and-not-quantized": (
+        Export("fp8", 0, 0, CLEAN_FP8.tensors, {**ct_config(8, "float"), "ignore": []}),
+        "declaration_mismatch",
+        1,
+        "lm_head (is unquantized, declared FP8)",
+    ),
+    "attention-quantized-by-mlp-recipe": (
+        Export("nvfp4_mlp_only", 0, 0, CLEAN_NVFP4.tensors, NVFP4),
+        "declaration_mismatch",
+        8,
+        "recipe leaves attention",
+    ),
+    "wrong-precision": (
+        Export("fp8", 0, 0, CLEAN["ct-int8"].tensors, ct_config(8, "int")),
+        "declaration_mismatch",
+        14,
+        "is INT8, and the recipe means FP8",
+    ),
+    "declared-otherwise": (
+        Export("nvfp4", 0, 0, CLEAN_NVFP4.tensors, modelopt_config("FP8")),
+        "declaration_mismatch",
+        14,
+        "is NVFP4, declared FP8",
+    ),
+    "exclude-too-wide": (
+        Export("nvfp4", 0, 0, CLEAN_NVFP4.tensors, modelopt_config("NVFP4", "*mlp*")),
+        "declaration_mismatch",
+        6,
+        "is NVFP4, declared unquantized",
+    ),
+    "exclude-by-component": (
+        Export("nvfp4", 0, 0, CLEAN_NVFP4.tensors, modelopt_config("NVFP4", "layers.1")),
+        "declaration_mismatch",
+        7,
+        "model.layers.1.",
+    ),
+    "nothing-declared": (
+        Export("fp8", 0, 0, CLEAN_FP8.tensors, None),
+        "declaration_mismatch",
+        14,
+        "is FP8, declared unquantized",
+    ),
+    "scale-missing": (
+        Export("nvfp4", 0, 0, without(CLEAN_NVFP4.tensors, f"{Q_PROJ}.weight_scale_2"), NVFP4),
+        "declaration_mismatch",
+        1,
+        "stored in no known layout",
+    ),
+    "scale-of-another-group-size": (
+        Export(
+            "nvfp4",
+            0,
+            0,
+            CLEAN_NVFP4.tensors | {f"{Q_PROJ}.weight_scale": ("F8_E4M3", (256, 8))},
+            NVFP4,
+        ),
+        "declaration_mismatch",
+        1,
+        "weight_scale F8_E4M3 [256, 8]",
+    ),
+    "mxfp4-for-nvfp4": (
+        Export("nvfp4", 0, 0, quantize(DENSE, "ct-mxfp4"), ct_config(4, "float", 32)),
+        "declaration_mismatch",
+        14,
+        "is MXFP4, and the recipe means NVFP4",
+    ),
+}
+
+
+@pytest.mark.parametrize(("export", "kind", "count", "named"), WRONG.values(), ids=WRONG.keys())
+def test_wrong_layers_are_counted_and_named(
+    tmp_path: Path, export: Export, kind: str, count: int, named: str
+) -> None:
+    summary = probe(tmp_path, export)
+    assert summary["layer_precision_counts"][kind] == count
+    assert sum(summary["layer_precision_counts"].values()) == 16
+    findings = {finding["kind"]: finding for finding in summary["findings"]}
+    assert findings[kind]["count"] == count
+    assert any(named in name for name in findings[kind]["names"])
+    assert not evaluate_checkpoint(summary).passed
+
+
+@pytest.mark.parametrize(
+    ("recipe", "quantization"),
+    [("nvfp4_experts_only", modelopt_config(None)), ("nvfp4_experts_only", None)],
+    ids=["declared", "undeclared"],
+)
+def test_recipe_that_means_nothing_here(
+    tmp_path: Path, recipe: str, quantization: dict[str, Any] | None
+) -> None:
+    summary = probe(tmp_path, Export(recipe, 0, 0, DENSE, quantization))
+    counts = {kind: n for kind, n in summary["layer_precision_counts"].items() if n}
+    assert counts == {"BF16_or_excluded": 16}
+    assert evaluate_checkpoint(summary).failure_class is FailureClass.MODEL_UNSUPPORTED
+
+
+def test_unknown_method_covers_nothing(tmp_path: Path) -> None:
+    tensors = without(DENSE, "_proj") | {
+        n.replace(".weight", f".{part}"): ("I32", (1, 1))
+        for n in DENSE
+        if "_proj" in n
+        for part in ("qweight", "qzeros", "scales")
+    }
+    summary = probe(tmp_path, Export("int4_awq", 0, 0, tensors, {"quant_method": "awq"}))
+    assert summary["layer_precision_counts"]["INT4"] == 0
+    assert "quantization method 'awq'" in summary["metadata_diffs"][0]
+    assert evaluate_checkpoint(summary).failure_class is FailureClass.MODEL_UNSUPPORTED
+
+
+def test_names_are_cut_at_twenty(tmp_path: Path) -> None:
+    fused = Export("nvfp4", 0, 0, mixture(), NVFP4, source=MIXTURE)
+    (finding,) = probe(tmp_path, fused)["findings"]
+    assert (finding["count"], len(finding["names"])) == (32, 20)
+
+
+LOST = {
+    "linear": (without(CLEAN_NVFP4.tensors, Q_PROJ), Q_PROJ),
+    "norm": (without(CLEAN_NVFP4.tensors, "model.norm"), "model.norm.weight"),
+    "head": (without(CLEAN_NVFP4.tensors, "lm_head"), "lm_head"),
+    "norm-of-another-shape": (
+        CLEAN_NVFP4.tensors | {"model.norm.weight": ("BF16", (255,))},
+        "model.norm.weight ([256] is now [255])",
+    ),
+    "norm-of-another-type": (
+        CLEAN_NVFP4.tensors | {"model.norm.weight": ("I8", (256,))},
+        "model.norm.weight (BF16 is now I8)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("tensors", "named"), LOST.values(), ids=LOST.keys())
+def test_lost_tensor(tmp_path: Path, tensors: Tensors, named: str) -> None:
+    summary = probe(tmp_path, Export("nvfp4", 0, 0, tensors, NVFP4))
+    assert f"1 tensors of the source are lost or changed: {named}" in summary["metadata_diffs"]
+    assert not evaluate_checkpoint(summary).passed
+
+
+def test_one_lost_expert_of_a_fused_source(tmp_path: Path) -> None:
+    lost = "model.layers.1.mlp.experts.3.up_proj"
+    tensors = without(split_experts("modelopt-nvfp4"), lost)
+    summary = probe(tmp_path, Export("nvfp4", 0, 0, tensors, NVFP4, source=FUSED))
+    assert summary["layer_precision_counts"]["NVFP4"] == 31
+    assert any(lost in diff for diff in summary["metadata_diffs"])
+
+
+def test_pickled_weights_beside_safetensors(tmp_path: Path) -> None:
+    candidate, source = write_pair(tmp_path, CLEAN_FP8)
+    (candidate / "pytorch_model.bin").write_bytes(b"\x80\x04never opened")
+    summary = probe_checkpoint(candidate, source, RECIPES["fp8"])
+    assert summary["metadata_diffs"] == ["1 pickled weights beside safetensors: pytorch_model.bin"]
+
+
+def test_both_configurations_must_agree(tmp_path: Path) -> None:
+    candidate, source = write_pair(tmp_path, CLEAN_NVFP4)
+    file = candidate / "hf_quant_config.json"
+    for excluded, problems in (["lm_head"], 0), (["lm_head", "*mlp*"], 1):
+        quantization = {"quant_algo": "NVFP4", "exclude_modules": excluded}
+        file.write_text(json.dumps({"quantization": quantization}))
+        summary = probe_checkpoint(candidate, source, RECIPES["nvfp4"])
+        assert len(summary["metadata_diffs"]) == problems
+
+
+def test_only_the_separate_configuration(tmp_path: Path) -> None:
+    candidate, source = write_pair(tmp_path, Export("nvfp4", 0, 0, CLEAN_NVFP4.tensors, None))
+    quantization = {"quant_algo": "NVFP4", "exclude_modules": ["lm_head"]}
+    (candidate / "hf_quant_config.json").write_text(json.dumps({"quantization": quantization}))
+    summary = probe_checkpoint(candidate, source, RECIPES["nvfp4"])
+    assert summary["layer_precision_counts"]["NVFP4"] == 14
+
+
+def test_source_in_eight_bits_may_lose_its_scales(tmp_path: Path) -> None:
+    source = {n: ("F8_E4M3" if "_proj" in n else d, s) for n, (d, s) in DENSE.items()}
+    source |= {
+        n.replace(".weight", ".weight_scale_inv"): ("F32", (1, 1)) for n in DENSE if "_proj" in n
+    }
+    summary = probe(tmp_path, Export("nvfp4", 0, 0, CLEAN_NVFP4.tensors, NVFP4, source=source))
+    assert summary["source_precision"] == "fp8"
+    assert evaluate_checkpoint(summary).passed
+
+
+def test_layers_past_the_last_predict_further_tokens(tmp_path: Path) -> None:
+    extra = attention(2)
+    summary = probe(
+        tmp_path,
+        Export("nvfp4", 0, 0, CLEAN_NVFP4.tensors | extra, NVFP4, source=DENSE | extra),
+    )
+    assert summary["layer_precision_counts"]["NVFP4"] == 14
+    assert summary["layer_precision_counts"]["BF16_or_excluded"] == 6
+
+
+EXCLUDES = [
+    ("model.layers.1", "model.layers.1.mlp.up_proj", True),
+    ("model.layers.1", "model.layers.10.mlp.up_proj", False),
+    ("mlp.gate", "model.layers.0.mlp.gate_proj", False),
+    ("model.layers.0.mlp*", "model.layers.0.mlp.up_proj", True),
+    ("lm_head", "lm_head", True),
+    ("lm_head*", "model.lm_head", False),
+]
+
+
+@pytest.mark.parametrize(("pattern", "module", "excluded"), EXCLUDES)
+def test_modelopt_exclusion(pattern: str, module: str, excluded: bool) -> None:
+    declared = modelopt.read({"quant_algo": "FP8", "ignore": [pattern]}, None).declared(module)
+    assert declared == ("unquantized" if excluded else "FP8")
+
+
+IGNORES = [
+    ("model.layers.1.mlp.up_proj", "model.layers.1.mlp.up_proj", True),
+    ("model.layers.1", "model.layers.1.mlp.up_proj", False),
+    ("re:.*up_proj", "model.layers.1.mlp.up_proj", True),
+    ("re:up_proj", "model.layers.1.mlp.up_proj", False),
+    ("re:(", "model.layers.1.mlp.up_proj", False),
+    ("Linear", "model.layers.1.mlp.up_proj", True),
+    ("Embedding", "model.layers.1.mlp.up_proj", False),
+]
+
+
+@pytest.mark.parametrize(("pattern", "module", "ignored"), IGNORES)
+def test_compressed_tensors_ignore(pattern: str, module: str, ignored: bool) -> None:
+    declared = compressed_tensors.read(ct_config(8, "int", None, pattern)).declared(module)
+    assert declared == ("unquantized" if ignored else "INT8")
+
+
+def test_compressed_tensors_groups_by_target() -> None:
+    config = ct_config(8, "float")
+    config["config_groups"]["group_1"] = {
+        "targets": ["re:.*mlp.*"],
+        "weights": {"num_bits": 4, "type": "float", "group_size": 16},
+    }
+    config["config_groups"]["group_0"]["targets"] = ["re:.*self_attn.*"]
+    declared = compressed_tensors.read(config).declared
+    modules = ("model.layers.0.self_attn.q_proj", "model.layers.0.mlp.up_proj", "other")
+    assert [declared(module) for module in modules] == ["FP8", "NVFP4", "unquantized"]
+
+
+KINDS = {
+    "model.layers.3.self_attn.q_proj": "attention.qkv",
+    "model.layers.3.self_attn.kv_a_proj_with_mqa": "attention.qkv",
+    "model.layers.3.self_attn.o_proj": "attention.output",
+    "transformer.h.0.attn.c_proj": "attention.output",
+    "gpt_neox.layers.0.attention.dense": "attention.output",
+    "model.decoder.layers.0.self_attn.out_proj": "attention.output",
+    "model.layers.3.linear_attn.out_proj": "attention.qkv",
+    "model.layers.3.linear_attn.in_proj_ba": "other",
+    "model.layers.3.mlp.gate_proj": "mlp",
+    "transformer.h.0.mlp.c_proj": "mlp",
+    "model.layers.3.mlp.shared_experts.up_proj": "mlp",
+    "backbone.layers.3.mixer.up_proj": "mlp",
+    "backbone.layers.3.mixer.o_proj": "attention.output",
+    "model.layers.3.mlp.experts.17.w2": "experts",
+    "model.layers.3.block_sparse_moe.experts.0.w1": "experts",
+    "model.layers.3.feed_forward.experts.gate_up_proj": "experts",
+    "model.layers.3.mlp.gate": "router",
+    "model.layers.3.mlp.shared_expert_gate": "router",
+    "model.layers.3.feed_forward.router": "router",
+    "lm_head": "lm_head",
+    "model.embed_tokens": "embeddings",
+    "transformer.wte": "embeddings",
+    "model.visual.blocks.0.attn.qkv": "vision",
+    "vision_tower.encoder.layers.0.self_attn.q_proj": "vision",
+    "mtp.layers.0.mlp.up_proj": "mtp",
+    "model.layers.8.mlp.up_proj": "mtp",
+    "model.norm": "other",
+}
+
+
+@pytest.mark.parametrize(("module", "kind"), KINDS.items(), ids=KINDS.keys())
+def test_kind_of_module(module: str, kind: str) -> None:
+    assert kind_of(module, 8) == kind
+
+
+def _rewrite_json(name: str, change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
+    def apply(directory: Path) -> None:
+        document = json.loads((directory / name).read_text())
+        change(document)
+        (directory / name).write_text(json.dumps(document))
+
+    return apply
+
+
+def _truncate(directory: Path) -> None:
+    path = directory / "model.safetensors"
+    with path.open("r+b") as stream:
+        stream.truncate(path.stat().st_size - 1)
+
+
+def _header(entries: dict[str, Any], data_bytes: int = 8) -> Callable[[Path], None]:
+    def apply(directory: Path) -> None:
+        header = json.dumps(entries).encode()
+        content = len(header).to_bytes(8, "little") + header + bytes(data_bytes)
+        (directory / "model.safetensors").write_bytes(content)
+
+    return apply
+
+
+def _only_pickle(directory: Path) -> None:
+    (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
+
+
+def _entry(begin: int, end: int, shape: Any = (4,), dtype: str = "BF16") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+def _bytes(content: bytes) -> Callable[[Path], object]:
+    return lambda directory: (directory / "model.safetensors").write_bytes(content)
+
+
+UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no-config": (lambda d: (d / "config.json").unlink(), "config.json: does not exist"),
+    "config-broken": (lambda d: (d / "config.json").write_text("{"), "is not valid JSON"),
+    "config-a-list": (lambda d: (d / "config.json").write_text("[]"), "holds a JSON list"),
+    "config-too-deep": (
+        lambda d: (d / "config.json").write_text("[" * 100_000),
+        "is not valid JSON",
+    ),
+    "config-not-text": (lambda d: (d / "config.json").write_bytes(b"\xff\xfe{"), "is not UTF-8"),
+    "no-weights": (lambda d: (d / "model.safetensors").unlink(), "holds no safetensors weights"),
+    "pickled-only": (_only_pickle, "pickled weights only (pytorch_model.bin)"),
+    "file-and-index": (
+        lambda d: (d / INDEX_FILE).write_text("{}"),
+        "loaders disagree on which to read",
+    ),
+    "truncated": (_truncate, "cannot lie at bytes"),
+    "empty-file": (_bytes(b""), "is no whole safetensors file"),
+    "header-of-2-to-63": (_bytes((1 << 63).to_bytes(8, "little")), "is no whole safetensors file"),
+    "header-not-json": (_bytes((2).to_bytes(8, "little") + b"{]"), "is not valid JSON"),
+    "offset-past-end": (_header({"a": _entry(8, 16)}), "cannot lie at bytes 8 to 16 of 8"),
+    "negative-offset": (_header({"a": _entry(-8, 0)}), "no usable dtype, shape"),
+    "overlap": (_header({"a": _entry(0, 8), "b": _entry(0, 8)}), "overlaps"),
+    "hole": (_header({"a": _entry(0, 8), "b": _entry(16, 24)}, 24), "follows a hole"),
+    "trailing-bytes": (_header({"a": _entry(0, 8)}, 9), "1 bytes belong to no tensor"),
+    "shape-against-size": (_header({"a": _entry(0, 8, [5])}), "cannot lie at bytes"),
+    "shape-not-whole": (_header({"a": _entry(0, 8, [4.0])}), "no usable dtype, shape"),
+    "shape-boolean": (_header({"a": _entry(0, 8, [True])}), "no usable dtype, shape"),
+    "unknown-type": (_header({"a": _entry(0, 8, [4], "F7")}), "no usable dtype, shape"),
+    "entry-a-list": (_header({"a": []}), "no usable dtype, shape"),
+    "no-tensors": (_header({}, 0), "holds no weights"),
+    "shards-without-index": (
+        lambda d: (
+            (d / "model.safetensors").rename(d / "a.safetensors"),
+            write_file(d / "b.safetensors", DENSE),
+        ),
+        f"holds shards and no {INDEX_FILE}",
+    ),
+}
+
+
+@pytest.mark.parametrize(("break_it", "problem"), UNUSABLE.values(), ids=UNUSABLE.keys())
+def test_unusable_directory(
+    tmp_path: Path, break_it: Callable[[Path], object], problem: str
+) -> None:
+    candidate, source = write_pair(tmp_path, CLEAN_FP8)
+    break_it(candidate)
+    with pytest.raises(ProbeError) as caught:
+        probe_checkpoint(candidate, source, RECIPES["fp8"])
+    assert problem in str(caught.value)
+    assert caught.value.path.is_relative_to(candidate)
+    assert caught.value.remedy
+
+
+BROKEN_INDEX: dict[str, tuple[Callable[[Path], object], str]] = {
+    "shard-absent": (lambda d: (d / "model-1.safetensors").unlink(), "does not exist"),
+    "tensor-absent": (
+        _rewrite_json(INDEX_FILE, lambda i: i["weight_map"].update(extra="model-0.safetensors")),
+        "1 tensors are not in the shard the index names: extra",
+    ),
+    "outside-the-directory": (
+        _rewrite_json(INDEX_FILE, lambda i: i["weight_map"].update(extra="../model.safetensors")),
+        "must map tensor names to file names",
+    ),
+    "no-map": (_rewrite_json(INDEX_FILE, lambda i: i.clear()), "weight_map must map"),
+}
+
+
+@pytest.mark.parametrize(("break_it", "problem"), BROKEN_INDEX.values(), ids=BROKEN_INDEX.keys())
+def test_unusable_index(tmp_path: Path, break_it: Callable[[Path], object], problem: str) -> None:
+    candidate, source = write_pair(tmp_path, CLEAN["sharded"])
+    break_it(candidate)
+    with pytest.raises(ProbeError, match=problem):
+        probe_checkpoint(candidate, source, RECIPES["nvfp4"])
+
+
+def test_tensor_that_the_index_does_not_name(tmp_path: Path) -> None:
+    candidate, source = write_pair(tmp_path, CLEAN["sharded"])
+    before = probe_checkpoint(candidate, source, RECIPES["nvfp4"])
+    _rewrite_json(INDEX_FILE, lambda i: i["weight_map"].pop("model.norm.weight"))(candidate)
+    summary = probe_checkpoint(candidate, source, RECIPES["nvfp4"])
+    assert summary["output_bytes"] == before["output_bytes"] - 512
+    assert {finding["kind"] for finding in summary["findings"]} == {
+        "lost_tensors",
+        "unindexed_tensors",
+    }
+
+
+def test_duplicate_name_in_a_header(tmp_path: Path) -> None:
+    first, second = json.dumps(_entry(0, 8)), json.dumps(_entry(8, 16))
+    header = f'{{"a": {first}, "a": {second}}}'.encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+    with pytest.raises(ProbeError, match="follows a hole"):
+        read_header(path)
+
+
+def test_packed_source_is_refused(tmp_path: Path) -> None:
+    export = Export("fp8", 0, 0, CLEAN_FP8.tensors, None, source=CLEAN_NVFP4.tensors)
+    with pytest.raises(ProbeError, match="own weights are packed"):
+        probe(tmp_path, export)
+
+
+def test_directory_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(ProbeError, match="is no directory"):
+        probe_checkpoint(tmp_path / "none", tmp_path / "none", RECIPES["fp8"])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=64), st.integers(0, 80))
+def test_any_bytes_are_tensors_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, length: int
+) -> None:
+    path = tmp_path_factory.mktemp("bytes") / "model.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + content)
+    try:
+        assert all(tensor.size_bytes >= 0 for tensor in read_header(path).values())
+    except ProbeError as error:
+        assert error.problem
+
+
+TOKENIZER = {
+    "truncation": None,
+    "model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": ["a b"]},
+    "added_tokens": [{"id": 0, "content": "a", "special": True}],
+    "decoder": {"type": "ByteLevel"},
+}
+TEMPLATE = "{{ messages }}\n"
+
+
+def write_companions(directory: Path) -> None:
+    (directory / "tokenizer.json").write_text(json.dumps(TOKENIZER))
+    (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [0]}))
+    (directory / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+
+
+def _config(**changes: Any) -> Callable[[Path], None]:
+    return _rewrite_json("config.json", lambda config: config.update(changes))
+
+
+def _without_config(name: str) -> Callable[[Path], None]:
+    return _rewrite_json("config.json", lambda config: config.pop(name))
+
+
+def _move_template(directory: Path, text: str = TEMPLATE) -> None:
+    (directory / "tokenizer_config.json").write_text("{}")
+    (directory / "chat_template.jinja").write_text(text)
+
+
+def _modern_rope(directory: Path) -> None:
+    _without_config("rope_theta")(directory)
+    _config(rope_parameters={"rope_theta": 10000, "rope_type": "default"})(directory)
+
+
+SAME: dict[str, Callable[[Path], object]] = {
+    "untouched": lambda _: None,
+    "library-version": _config(transformers_version="9.9", use_cache=False),
+    "type-renamed": _config(dtype="bfloat16", torch_dtype="bfloat16"),
+    "one-token-as-list": _config(eos_token_id=[0]),
+    "rope-in-the-newer-spelling": _modern_rope,
+    "default-filled-in": _config(head_dim=32, rms_norm_eps=1e-6, sliding_window=None),
+    "template-in-its-own-file": _move_template,
+    "tokenizer-truncates": _rewrite_json(
+        "tokenizer.json", lambda t: t.update(truncation={"max_length": 64})
+    ),
+    "merges-as-pairs": _rewrite_json(
+        "tokenizer.json", lambda t: t["model"].update(merges=[["a", "b"]])
+    ),
+    "no-generation-config": lambda d: (d / "generation_config.json").unlink(),
+}
+
+CHANGED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "architecture": (_config(architectures=["Other"]), "config.json architectures"),
+    "layers": (_config(num_hidden_layers=3), "config.json num_hidden_layers: 2 in the source, 3"),
+    "vocabulary": (_config(vocab_size=513), "config.json vocab_size"),
+    "field-gone": (_without_config("hidden_size"), "config.json hidden_size: 256 in the source"),
+    "positions": (_config(max_position_embeddings=128), "config.json max_position_embeddings"),
+    "rope": (_config(rope_theta=500000.0), "config.json rope"),
+    "rope-scaling": (_config(rope_scaling={"type": "linear", "factor": 2}), "config.json rope"),
+    "tied": (_config(tie_word_embeddings=True), "config.json tie_word_embeddings"),
+    "stop-token": (_config(eos_token_id=1), "config.json eos_token_id"),
+    "generation-stop-token": (
+        _rewrite_json("generation_config.json", lambda g: g.update(eos_token_id=[0, 1])),
+        "generation eos_token_id: [0] in the source, [0, 1]",
+    ),
+    "template-newline": (lambda d: _move_template(d, TEMPLATE + "\n"), "'default' differs"),
+    "template-gone": (
+        lambda d: (d / "tokenizer_config.json").unlink(),
+        "'default' is absent in the candidate",
+    ),
+    "tokenizer-gone": (lambda d: (d / "tokenizer.json").unlink(), "tokenizer.json is absent"),
+    "vocabulary-entry": (
+        _rewrite_json("tokenizer.json", lambda t: t["model"]["vocab"].update(c=2)),
+        "tokenizer.json vocabulary differs",
+    ),
+    "special-token": (
+        _rewrite_json("tokenizer.json", lambda t: t["added_tokens"][0].update(special=False)),
+        "tokenizer.json added tokens differs",
+    ),
+    "decoder": (
+        _rewrite_json("tokenizer.json", lambda t: t.update(decoder=None)),
+        "tokenizer.json decoder differs",
+    ),
+}
+
+
+def diffs_after(directory: Path, change: Callable[[Path], object]) -> list[str]:
+    candidate, source = write_pair(directory, CLEAN_FP8)
+    write_companions(source)
+    write_companions(candidate)
+    change(candidate)
+    diffs: list[str] = probe_checkpoint(candidate, source, RECIPES["fp8"])["metadata_diffs"]
+    return diffs
+
+
+@pytest.mark.parametrize("change", SAME.values(), ids=SAME.keys())
+def test_metadata_that_means_the_same(tmp_path: Path, change: Callable[[Path], object]) -> None:
+    assert diffs_after(tmp_path, change) == []
+
+
+@pytest.mark.parametrize(("change", "named"), CHANGED.values(), ids=CHANGED.keys())
+def test_metadata_that_means_something_else(
+    tmp_path: Path, change: Callable[[Path], object], named: str
+) -> None:
+    (diff,) = diffs_after(tmp_path, change)
+    assert named in diff
+
+
+ODD_VALUES: list[Any] = [None, True, 10**400, "text", [], [[]], [{}], {}, {"a": {"b": []}}]
+
+
+@pytest.mark.parametrize("value", ODD_VALUES, ids=lambda value: str(value)[:20])
+@pytest.mark.parametrize(
+    ("file", "key"),
+    [
+        ("config.json", "quantization_config"),
+        ("config.json", "text_config"),
+        ("config.json", "rope_scaling"),
+        ("config.json", "eos_token_id"),
+        ("config.json", "architectures"),
+        ("generation_config.json", "eos_token_id"),
+        ("tokenizer_config.json", "chat_template"),
+        ("tokenizer.json", "model"),
+        ("tokenizer.json", "added_tokens"),
+    ],
+)
+def test_odd_values_do_not_pass_or_crash(
+    tmp_path: Path, file: str, key: str, value: object
+) -> None:
+    """Whatever stands in a field: no traceback, and no layer covered that is not declared so."""
+    candidate, source = write_pair(tmp_path, CLEAN_FP8)
+    for directory in (source, candidate):
+        write_companions(directory)
+        if directory == candidate or key != "quantization_config":
+            _rewrite_json(file, lambda document: document.update({key: value}))(directory)
+    summary = probe_checkpoint(candidate, source, RECIPES["fp8"])
+    covered = summary["layer_precision_counts"]["FP8"]
+    assert covered == (0 if key == "quantization_config" else 14)
+
+
+def test_nested_configuration_is_compared(tmp_path: Path) -> None:
+    export = Export("fp8", 0, 0, CLEAN_FP8.tensors, None, config={"text_config": {"n_layer": 2}})
+    candidate, source = write_pair(tmp_path, export)
+    _config(text_config={"num_hidden_layers": 3})(candidate)
+    diffs = probe_checkpoint(candidate, source, RECIPES["fp8"])["metadata_diffs"]
+    assert diffs == [
+        "config.json text_config.num_hidden_layers: 2 in the source, 3 in the candidate"
+    ]
