@@ -1,0 +1,405 @@
+"""The gates as commands: JSON or a directory in, one JSON verdict out.
+
+Each command reads its input, checks the shape of JSON documents against the schema shipped in
+``gates/schemas``, asks the gate, and prints the verdict. Exit codes: 0 the gate passed, 1 it
+failed, 2 the input is unusable. Whatever the input, standard output holds one valid JSON document
+and there is no traceback. No limit is decided here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Never, TypeVar
+
+import gates
+from gates import EvidenceError, FailureClass, Verdict
+from gates.criteria import SCORE_THRESHOLD, VERBOSITY_THRESHOLD
+
+if TYPE_CHECKING:
+    from conductor.probes.lm_eval import EvaluationResults
+
+LARGEST_DOCUMENT_BYTES = 64 * 2**20
+"""Largest JSON input that is read; the largest real summary, with every layer named, is under 1."""
+
+_Evidence = TypeVar("_Evidence")
+
+_ERRORS_SHOWN = 3
+_ERROR_CHARACTERS = 200
+
+_EXIT_CODES = """
+exit codes:
+  0  the gate passed
+  1  the gate failed; "failure_class" and "detail" say why
+  2  the input is unusable; "detail" names the file, the field and what it must be
+"""
+
+
+class InputError(Exception):
+    """An input that no gate can judge: which one, and what is wrong with it."""
+
+    def __init__(self, source: str, problem: str) -> None:
+        """Keep the file, directory or option, and the problem with its remedy."""
+        super().__init__(f"{source}: {problem}")
+        self.source = source
+        self.problem = problem
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints become a JSON verdict like every other."""
+
+    def error(self, message: str) -> Never:
+        raise InputError("arguments", f"{message}; see {self.prog} --help")
+
+
+def ptq_main(argv: Sequence[str] | None = None) -> int:
+    """Judge a quantized checkpoint."""
+    parser = _parser(
+        "gate_ptq",
+        "Judge a quantized checkpoint: size, coverage and metadata against its recipe.",
+        "gate_ptq --checkpoint out/model-fp8 --source models/model --recipe fp8",
+    )
+    parser.add_argument("--summary", type=Path, help="checkpoint summary (JSON)")
+    parser.add_argument("--checkpoint", type=Path, help="directory of the quantized checkpoint")
+    parser.add_argument("--source", type=Path, help="directory of the source checkpoint")
+    parser.add_argument(
+        "--recipe",
+        help=f"one of {', '.join(gates.RECIPES)}; overrides the one in a summary",
+    )
+    return _run("ptq", parser, _judge_checkpoint, argv)
+
+
+def run_main(argv: Sequence[str] | None = None) -> int:
+    """Judge one evaluation run."""
+    parser = _parser(
+        "gate_run",
+        "Judge one evaluation run: every task ended, every sample scored, every score usable.",
+        "gate_run --results out/baseline",
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", type=Path, help="run summary (JSON)")
+    source.add_argument("--results", type=Path, help="directory of lm-eval results and samples")
+    return _run("run", parser, _judge_run, argv)
+
+
+def compare_main(argv: Sequence[str] | None = None) -> int:
+    """Judge candidate scores against baseline scores."""
+    parser = _parser(
+        "gate_compare",
+        "Judge candidate scores against baseline scores, task by task.",
+        "gate_compare --baseline base.json --candidate cand.json --scales '{\"gpqa\": 100}'",
+    )
+    for side in ("baseline", "candidate"):
+        parser.add_argument(
+            f"--{side}",
+            type=Path,
+            required=True,
+            help=f"{side} scores: JSON {{task: score}}, or a directory of lm-eval results",
+        )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=SCORE_THRESHOLD,
+        help="largest drop, as a fraction of the task's scale (default %(default)s)",
+    )
+    parser.add_argument(
+        "--relative", action="store_true", help="take the drop as a fraction of the baseline score"
+    )
+    parser.add_argument("--scales", help="full score per task, as JSON: {task: 1.0}")
+    return _run("compare", parser, _judge_comparison, argv)
+
+
+def verbosity_main(argv: Sequence[str] | None = None) -> int:
+    """Judge candidate output lengths against baseline output lengths."""
+    parser = _parser(
+        "gate_verbosity",
+        "Judge the candidate's mean completion length against the baseline's, task by task.",
+        "gate_verbosity --baseline out/baseline --candidate out/candidate",
+    )
+    for side in ("baseline", "candidate"):
+        parser.add_argument(
+            f"--{side}",
+            type=Path,
+            required=True,
+            help=f"{side}: a directory of NeMo Evaluator Launcher runs or of lm-eval results, "
+            "or JSON {task: [[mean tokens, samples], ...]}",
+        )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=VERBOSITY_THRESHOLD,
+        help="largest change in either direction, as a fraction (default %(default)s)",
+    )
+    parser.add_argument(
+        "--glob", default="eval_*", help="launcher run directories to read (default %(default)s)"
+    )
+    parser.add_argument(
+        "--exclude",
+        default="",
+        help="launcher run directories to leave out: those whose name holds these whole words, "
+        "as _high does",
+    )
+    return _run("verbosity", parser, _judge_verbosity, argv)
+
+
+def _parser(name: str, description: str, example: str) -> _Parser:
+    return _Parser(
+        prog=name,
+        description=description,
+        epilog=f"example:\n  {example}\n{_EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _run(
+    gate: str,
+    parser: _Parser,
+    judge: Callable[[argparse.Namespace], Mapping[str, Any]],
+    argv: Sequence[str] | None,
+) -> int:
+    """Parse, judge and print; return the exit code."""
+    try:
+        document = dict(judge(parser.parse_args(argv)))
+    except InputError as error:
+        document = Verdict.refused(gate, EvidenceError(error.source, error.problem)).document()
+    print(json.dumps(document, indent=2, allow_nan=False))
+    if document["pass"]:
+        return 0
+    return 2 if document["failure_class"] == FailureClass.USER_CONFIG_ERROR else 1
+
+
+def _judge_checkpoint(args: argparse.Namespace) -> Mapping[str, Any]:
+    if args.summary and (args.checkpoint or args.source):
+        raise InputError("arguments", "give either --summary or --checkpoint and --source")
+    if args.summary:
+        summary = _read_document(args.summary, "checkpoint_summary", {"recipe": args.recipe})
+        return _sourced(gates.evaluate_checkpoint(summary), args.summary)
+    if not (args.checkpoint and args.source and args.recipe):
+        raise InputError("arguments", "give --summary, or --checkpoint with --source and --recipe")
+    recipe = gates.RECIPES.get(args.recipe)
+    if recipe is None:
+        raise InputError(
+            "--recipe", f"unknown recipe {args.recipe!r}; known: {', '.join(gates.RECIPES)}"
+        )
+    from conductor.probes.checkpoint import probe_checkpoint
+
+    summary = _probed(lambda: probe_checkpoint(args.checkpoint, args.source, recipe))
+    return _sourced(gates.evaluate_checkpoint(summary), args.checkpoint)
+
+
+def _judge_run(args: argparse.Namespace) -> Mapping[str, Any]:
+    if args.run:
+        return _sourced(gates.evaluate_run(_read_document(args.run, "run_summary")), args.run)
+    summary = _evaluation_results(args.results).run_summary()
+    return _sourced(gates.evaluate_run(summary), args.results)
+
+
+def _judge_comparison(args: argparse.Namespace) -> Mapping[str, Any]:
+    baseline, candidate = _scores(args.baseline), _scores(args.candidate)
+    verdict = gates.evaluate_comparison(
+        baseline.scores,
+        candidate.scores,
+        threshold=args.threshold,
+        relative=args.relative,
+        scales={**baseline.scales, **candidate.scales, **_stated_scales(args.scales)},
+        directions={**baseline.directions, **candidate.directions},
+    )
+    return _sourced(verdict, args.baseline, args.candidate)
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """One side's scores, with what only a directory of results tells about their tasks."""
+
+    scores: Any
+    scales: Mapping[str, float] = field(default_factory=dict)
+    directions: Mapping[str, bool] = field(default_factory=dict)
+
+
+def _scores(path: Path) -> _Scores:
+    if not path.is_dir():
+        return _Scores(_read_document(path, "scores"))
+    results = _evaluation_results(path)
+    directions = {
+        name: task.higher_is_better
+        for name, task in results.tasks.items()
+        if task.higher_is_better is not None
+    }
+    return _Scores(results.scores(), results.scales(), directions)
+
+
+def _stated_scales(text: str | None) -> dict[str, float]:
+    if text is None:
+        return {}
+    document = _parse_json(text, "--scales")
+    _check_shape(document, "scales", "--scales")
+    return dict(document)
+
+
+def _judge_verbosity(args: argparse.Namespace) -> Mapping[str, Any]:
+    found: dict[str, dict[str, Any]] = {"baseline": {}, "candidate": {}}
+    baseline, candidate = (
+        _token_counts(path, args, found[side])
+        for side, path in (("baseline", args.baseline), ("candidate", args.candidate))
+    )
+    verdict = gates.evaluate_verbosity(
+        baseline,
+        candidate,
+        threshold=args.threshold,
+        dropped_tasks=sorted(_left_out(found) - {*baseline, *candidate}),
+        collapsed_keys={
+            f"{side}:{key}": directories
+            for side, diagnostics in found.items()
+            for key, directories in diagnostics.get("collapsed_keys", {}).items()
+        },
+        found_artifacts=any(d.get("found_metrics_files") for d in found.values()),
+    )
+    document = _sourced(verdict, args.baseline, args.candidate)
+    partial = sorted({t for d in found.values() for t in d.get("partially_excluded_tasks", ())})
+    if partial:
+        document["partially_excluded_tasks"] = partial
+        document["detail"] += f"; {len(partial)} task(s) had SOME runs excluded: {partial}"
+    return {**document, "harvest_diagnostics": found}
+
+
+def _left_out(found: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """Return the tasks that collecting came across on either side and could not use."""
+    return {
+        task
+        for diagnostics in found.values()
+        for task in (
+            *diagnostics.get("excluded_tasks", ()),
+            *(entry.split(":", 1)[0] for entry in diagnostics.get("metrics_without_tokens", ())),
+        )
+    }
+
+
+def _token_counts(
+    path: Path, args: argparse.Namespace, diagnostics: dict[str, Any]
+) -> Mapping[str, Any]:
+    """Read one side's token counts from whichever of the three forms ``path`` has."""
+    if not path.is_dir():
+        counts: Mapping[str, Any] = _read_document(path, "token_counts")
+        return counts
+    if next(path.rglob("results_*.json"), None):
+        completion_tokens: Mapping[str, Any] = _evaluation_results(path).completion_tokens
+        return completion_tokens
+    from conductor.probes.nel import harvest
+
+    return _probed(lambda: harvest(str(path), args.glob, args.exclude, diagnostics))
+
+
+def _evaluation_results(path: Path) -> EvaluationResults:
+    from conductor.probes.lm_eval import probe_results
+
+    return _probed(lambda: probe_results(path))
+
+
+def _probed(probe: Callable[[], _Evidence]) -> _Evidence:
+    """Run a probe; a directory without usable evidence is unusable input."""
+    from conductor.probes.reading import ProbeError
+
+    try:
+        return probe()
+    except ProbeError as error:
+        raise InputError(str(error.path), f"{error.problem}; {error.remedy}") from None
+    except OSError as error:
+        name = str(error.filename or "input")
+        raise InputError(name, f"cannot be read ({error.strerror or error})") from None
+
+
+def _sourced(verdict: Verdict, *sources: Path) -> dict[str, Any]:
+    """Return the verdict's document; where the input was refused, name the files it came from."""
+    document = verdict.document()
+    if verdict.failure_class is FailureClass.USER_CONFIG_ERROR:
+        document["detail"] = f"{', '.join(map(str, sources))}: {document['detail']}"
+    return document
+
+
+def _read_document(path: Path, schema: str, overrides: Mapping[str, object] | None = None) -> Any:
+    """Read a JSON file and check its shape; ``overrides`` that are not ``None`` replace fields."""
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(LARGEST_DOCUMENT_BYTES + 1)
+    except OSError as error:
+        raise InputError(
+            str(path), f"cannot be read ({error.strerror or error}); give a JSON file"
+        ) from None
+    except ValueError as error:
+        raise InputError("path", f"{error}; give a JSON file") from None
+    if len(content) > LARGEST_DOCUMENT_BYTES:
+        raise InputError(str(path), f"is larger than {LARGEST_DOCUMENT_BYTES} bytes")
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(str(path), f"is not UTF-8 text (byte {error.start})") from None
+    document = _parse_json(text, str(path))
+    if isinstance(document, dict):
+        document.update({k: v for k, v in (overrides or {}).items() if v is not None})
+    _check_shape(document, schema, str(path))
+    return document
+
+
+def _parse_json(text: str, source: str) -> Any:
+    """Parse strict JSON: no NaN, no infinity, no key given twice."""
+    try:
+        return json.loads(
+            text,
+            parse_constant=_refuse_constant,
+            parse_float=_finite_float,
+            object_pairs_hook=_distinct_keys,
+        )
+    except RecursionError:
+        raise InputError(source, "is nested too deeply to be a document of ours") from None
+    except ValueError as error:
+        problem = "is empty" if not text.strip() else f"is not usable JSON ({error})"
+        raise InputError(source, problem) from None
+
+
+def _refuse_constant(name: str) -> Never:
+    raise ValueError(f"{name} is no JSON number; leave the field out or give a finite number")
+
+
+def _finite_float(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {digits[:20]} is too large")
+    return value
+
+
+def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {twice!r} is given twice")
+    return document
+
+
+def _check_shape(document: object, schema: str, source: str) -> None:
+    """Check a document against its schema in ``gates/schemas``."""
+    import jsonschema_rs
+
+    schema_path = Path(gates.__file__).with_name("schemas") / f"{schema}.json"
+    validator = jsonschema_rs.validator_for(schema_path.read_text(encoding="utf-8"))
+    try:
+        errors = list(validator.iter_errors(document))
+    except (ValueError, RecursionError) as error:
+        raise InputError(source, f"holds a value that cannot be read ({error})") from None
+    if errors:
+        shown = "; ".join(_shape_error(error) for error in errors[:_ERRORS_SHOWN])
+        more = len(errors) - _ERRORS_SHOWN
+        raise InputError(source, shown + (f"; and {more} more" if more > 0 else ""))
+
+
+def _shape_error(error: Any) -> str:
+    place = ".".join(map(str, error.instance_path)) or "the document"
+    message = error.message
+    if len(message) > _ERROR_CHARACTERS:
+        # The end says what was required; the start repeats the value that was given.
+        message = f"…{message[-_ERROR_CHARACTERS:]}"
+    return f"{place}: {message}"

@@ -1,0 +1,328 @@
+"""The gate commands: exit codes, messages and valid JSON, whatever they are given."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from conductor.gate_commands import compare_main, ptq_main, run_main, verbosity_main
+
+DATA = Path(__file__).parent / "data" / "gates"
+RESULTS = DATA.with_name("lm_eval_results")
+ROOT = Path(__file__).parent.parent
+
+Main = Callable[[list[str]], int]
+
+COMMANDS: dict[str, tuple[Main, str, str]] = {
+    "ptq": (ptq_main, "--summary {}", "checkpoint-good"),
+    "run": (run_main, "--run {}", "run-good"),
+    "compare": (
+        compare_main,
+        f"--baseline {DATA / 'scores-baseline.json'} --candidate {{}}",
+        "scores-at-threshold",
+    ),
+    "verbosity": (
+        verbosity_main,
+        f"--baseline {DATA / 'tokens-good.json'} --candidate {{}}",
+        "tokens-good",
+    ),
+}
+
+
+@pytest.fixture
+def ask(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, dict[str, Any]]]:
+    """Run a command; return its exit code and the one document that it printed."""
+
+    def ask(main: Main, arguments: str | list[str]) -> tuple[int, dict[str, Any]]:
+        argv = arguments.split() if isinstance(arguments, str) else arguments
+        exit_code = main(argv)
+        printed = capsys.readouterr()
+        return exit_code, json.loads(printed.out, parse_constant=pytest.fail)
+
+    return ask
+
+
+Ask = Callable[..., tuple[int, dict[str, Any]]]
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "exit_code", "words"),
+    [
+        pytest.param("ptq", "checkpoint-good", 0, "all pass", id="ptq-good"),
+        pytest.param(
+            "ptq", "checkpoint-counts-absent", 2, "layer_precision_counts", id="no-counts"
+        ),
+        pytest.param("ptq", "checkpoint-output-zero", 2, "output_bytes", id="output-zero"),
+        pytest.param("ptq", "checkpoint-output-negative", 2, "output_bytes", id="output-negative"),
+        pytest.param(
+            "ptq", "checkpoint-counts-list", 2, "layer_precision_counts", id="counts-list"
+        ),
+        pytest.param("ptq", "checkpoint-key-twice", 2, "'output_bytes' is given twice", id="twice"),
+        pytest.param("ptq", "checkpoint-nan", 2, "NaN is no JSON number", id="nan"),
+        pytest.param("ptq", "checkpoint-400-digits", 2, "output_bytes", id="400-digits"),
+        pytest.param("ptq", "checkpoint-5000-digits", 2, "not usable JSON", id="5000-digits"),
+        pytest.param("ptq", "checkpoint-foreign-precision", 1, "FP8", id="foreign-precision"),
+        pytest.param("run", "run-good", 0, "all 1 task(s) valid", id="run-good"),
+        pytest.param(
+            "run", "run-counts-absent", 1, "expected_samples: is missing", id="no-samples"
+        ),
+        pytest.param("run", "run-zero-of-zero", 1, "at least 1, got 0", id="zero-of-zero"),
+        pytest.param("run", "run-score-null", 1, "tasks.copy.score", id="score-null"),
+        pytest.param("run", "run-author-field-missing", 1, "kind other", id="author"),
+        pytest.param("run", "run-judge-rate-limit", 1, "kind rate_limit", id="judge"),
+        pytest.param("run", "run-tasks-list", 2, "tasks: ", id="tasks-list"),
+        pytest.param("run", "run-errors-absent", 2, "errors", id="errors-absent"),
+        pytest.param("run", "deep-field", 2, "holds a value that cannot be read", id="deep-field"),
+        pytest.param("compare", "scores-at-threshold", 0, "within", id="at-threshold"),
+        pytest.param("compare", "scores-below", 1, "copy: 0.7 to 0.6", id="below"),
+        pytest.param("compare", "scores-percent", 1, "percentage", id="unit-mix-up"),
+        pytest.param("compare", "scores-text", 1, "finite number", id="score-text"),
+        pytest.param("compare", "scores-list", 2, "the document: ", id="scores-list"),
+        pytest.param("compare", "scores-infinite", 2, "too large", id="infinite"),
+        pytest.param("compare", "lone-surrogate", 1, "task sets differ", id="surrogate"),
+        pytest.param("verbosity", "tokens-good", 0, "within", id="alike"),
+        pytest.param("verbosity", "tokens-longer", 1, "['copy']", id="longer"),
+        pytest.param("verbosity", "tokens-negative", 2, "copy.0.0", id="negative-tokens"),
+        pytest.param("verbosity", "tokens-no-samples", 2, "copy.0.1", id="no-samples-counted"),
+    ],
+)
+def test_named_inputs(command: str, name: str, exit_code: int, words: str, ask: Ask) -> None:
+    main, arguments, _ = COMMANDS[command]
+    path = DATA / f"{name}.json"
+    code, document = ask(main, arguments.format(path))
+    assert code == exit_code
+    assert document["pass"] is (exit_code == 0)
+    assert words in document["detail"]
+    if exit_code == 2:
+        assert document["failure_class"] == "USER_CONFIG_ERROR"
+        assert document["decision"] is None
+        assert str(path) in document["detail"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("empty.json", "is empty"),
+        ("not-utf8.json", "is not UTF-8"),
+        ("truncated.json", "is not usable JSON"),
+        ("deep.json", "nested too deeply"),
+        ("absent.json", "cannot be read"),
+        ("checkpoint-good.json/inside-a-file", "cannot be read"),
+    ],
+    ids=["empty", "not-utf8", "truncated", "deep", "absent", "inside-a-file"],
+)
+def test_files_that_hold_no_document(command: str, name: str, problem: str, ask: Ask) -> None:
+    main, arguments, _ = COMMANDS[command]
+    code, document = ask(main, arguments.format(DATA / name))
+    assert code == 2
+    assert problem in document["detail"]
+    assert name in document["detail"]
+
+
+@pytest.mark.parametrize("command", ["ptq", "run", "compare"])
+def test_a_directory_without_results(command: str, tmp_path: Path, ask: Ask) -> None:
+    main, arguments, _ = COMMANDS[command]
+    code, document = ask(main, arguments.format(tmp_path))
+    assert code == 2
+    assert str(tmp_path) in document["detail"]
+
+
+def test_checkpoint_directories_without_weights(tmp_path: Path, ask: Ask) -> None:
+    arguments = f"--checkpoint {tmp_path} --source {tmp_path} --recipe fp8"
+    code, document = ask(ptq_main, arguments)
+    assert code == 2
+    assert str(tmp_path) in document["detail"]
+
+
+def test_a_directory_of_results_is_judged_as_a_run(ask: Ask) -> None:
+    code, document = ask(run_main, f"--results {RESULTS}")
+    assert code == 0
+    assert document["notes"] == []
+
+
+@pytest.mark.parametrize(
+    ("candidate", "decision", "exit_code"),
+    [("itself", "ACCEPT", 0), ("worse", "REGRESSION", 1), ("renamed", "ANOMALOUS", 1)],
+    ids=str,
+)
+def test_a_directory_of_results_is_compared(
+    candidate: str, decision: str, exit_code: int, tmp_path: Path, ask: Ask
+) -> None:
+    _, own = ask(compare_main, f"--baseline {RESULTS} --candidate {RESULTS}")
+    scores = {task: row["baseline"] for task, row in own["per_task"].items()}
+    sides = {
+        "itself": scores,
+        "worse": {task: score - 0.2 for task, score in scores.items()},
+        "renamed": {f"new_{task}": score for task, score in scores.items()},
+    }
+    path = tmp_path / "scores.json"
+    path.write_text(json.dumps(sides[candidate]), encoding="utf-8")
+    code, document = ask(compare_main, f"--baseline {RESULTS} --candidate {path}")
+    assert (code, document["decision"]) == (exit_code, decision)
+    assert document["notes"] == []
+
+
+def test_a_directory_of_results_is_compared_in_length(ask: Ask) -> None:
+    code, document = ask(verbosity_main, f"--baseline {RESULTS} --candidate {RESULTS}")
+    assert code == 0
+    assert document["max_abs_delta"] == 0
+
+
+def launcher_run(side: Path, run: str, task: str, tokens: float) -> None:
+    artifacts = side / run / "invocation" / task / "artifacts"
+    artifacts.mkdir(parents=True)
+    metrics = {"response_stats": {"avg_completion_tokens": tokens, "successful_count": 10}}
+    (artifacts / "eval_factory_metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+
+
+def test_runs_that_were_left_out_are_named(tmp_path: Path, ask: Ask) -> None:
+    for name in ("baseline", "candidate"):
+        launcher_run(tmp_path / name, "eval_low", "h.kept", 100.0)
+        launcher_run(tmp_path / name, "eval_high", "h.kept", 900.0)
+        launcher_run(tmp_path / name, "eval_high", "h.gone", 900.0)
+    sides = f"--baseline {tmp_path / 'baseline'} --candidate {tmp_path / 'candidate'}"
+    code, document = ask(verbosity_main, f"{sides} --exclude _high")
+    assert code == 0
+    assert "DROPPED BEFORE COMPARISON: ['h.gone']" in document["detail"]
+    assert document["partially_excluded_tasks"] == ["h.kept"]
+    assert document["harvest_diagnostics"]["baseline"]["excluded_run_dirs"] == ["eval_high"]
+    code, document = ask(verbosity_main, f"{sides} --glob nothing_*")
+    assert code == 2
+    assert "--glob" in document["detail"]
+
+
+def test_an_endless_file_is_not_read_to_its_end(ask: Ask) -> None:
+    code, document = ask(run_main, "--run /dev/zero")
+    assert code == 2
+    assert "is larger than" in document["detail"]
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "words"),
+    [
+        pytest.param(ptq_main, "", "give --summary", id="ptq-nothing"),
+        pytest.param(ptq_main, "--checkpoint a --source b", "--recipe", id="ptq-no-recipe"),
+        pytest.param(ptq_main, "--summary a --source b", "either", id="ptq-both"),
+        pytest.param(
+            ptq_main, "--checkpoint a --source b --recipe x", "unknown recipe 'x'", id="ptq-recipe"
+        ),
+        pytest.param(ptq_main, "--bogus", "gate_ptq --help", id="ptq-unknown-option"),
+        pytest.param(run_main, "", "--run", id="run-nothing"),
+        pytest.param(compare_main, "--baseline a", "--candidate", id="compare-one-side"),
+        pytest.param(
+            compare_main,
+            "--baseline a --candidate b --threshold x",
+            "--threshold",
+            id="not-a-number",
+        ),
+        pytest.param(verbosity_main, "--baseline a --candidate b", "a: ", id="verbosity-absent"),
+    ],
+)
+def test_unusable_arguments_are_answered_in_json(
+    main: Main, arguments: str, words: str, ask: Ask
+) -> None:
+    code, document = ask(main, arguments)
+    assert code == 2
+    assert words in document["detail"]
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--threshold nan", "threshold: must be a finite number, got NaN"),
+        ("--threshold inf", "threshold: must be a finite number, got Infinity"),
+        ("--threshold 1.5", "threshold: must be a fraction from 0 to 1"),
+        ("--scales {", "--scales: is not usable JSON"),
+        ('--scales {"copy":0}', "--scales: "),
+        ('--scales {"other":1}', "scales.other: names a task that has no score"),
+    ],
+    ids=["nan", "infinite", "above-1", "broken-scales", "scale-zero", "scale-of-no-task"],
+)
+def test_comparison_options_that_are_refused(option: str, words: str, ask: Ask) -> None:
+    files = f"--baseline {DATA / 'scores-baseline.json'} --candidate {DATA / 'scores-below.json'}"
+    code, document = ask(compare_main, f"{files} {option}")
+    assert code == 2
+    assert document["decision"] is None
+    assert words in document["detail"]
+
+
+@pytest.mark.parametrize(
+    ("baseline", "candidate", "options", "decision"),
+    [
+        ("scores-percent", "scores-fraction", "", "ANOMALOUS"),
+        ("scores-zero", "scores-zero", "--relative", "ANOMALOUS"),
+        ("scores-baseline", "scores-below", "--threshold 0.1", "ACCEPT"),
+        ("scores-baseline", "scores-below", '--scales {"copy":100}', "ACCEPT"),
+    ],
+    ids=["unit-mix-up", "relative-to-zero", "wider-threshold", "stated-scale"],
+)
+def test_comparison_options(
+    baseline: str, candidate: str, options: str, decision: str, ask: Ask
+) -> None:
+    files = f"--baseline {DATA / baseline}.json --candidate {DATA / candidate}.json"
+    _, document = ask(compare_main, f"{files} {options}")
+    assert document["decision"] == decision
+
+
+def test_recipe_on_the_command_line_overrides_the_summary(ask: Ask) -> None:
+    code, document = ask(ptq_main, f"--summary {DATA / 'checkpoint-good.json'} --recipe fp8")
+    assert code == 1
+    assert document["failure_class"] == "MODEL_UNSUPPORTED"
+
+
+@pytest.mark.parametrize("main", [ptq_main, run_main, compare_main, verbosity_main])
+def test_help_teaches_by_example(main: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert left.value.code == 0
+    assert "example:" in text
+    assert "2  the input is unusable" in text
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.binary(max_size=200))
+@pytest.mark.parametrize("command", COMMANDS)
+def test_any_bytes_are_answered_in_json(
+    command: str, content: bytes, tmp_path: Path, ask: Ask
+) -> None:
+    path = tmp_path / "input.json"
+    path.write_bytes(content)
+    main, arguments, _ = COMMANDS[command]
+    code, document = ask(main, arguments.format(path))
+    assert code in (1, 2)
+    assert not document["pass"]
+
+
+def cpu_seconds(arguments: list[str], environ: dict[str, str], repeat: int = 5) -> float:
+    """Return the least CPU time, user and system, that the interpreter took."""
+    taken = []
+    for _ in range(repeat + 1):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *arguments], env=environ, check=False, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return min(taken[1:])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_is_cheap(command: str, tmp_path: Path) -> None:
+    """At most twice a bare script's CPU time plus 100 ms, with bytecode as an installation has."""
+    environ = {**os.environ, "PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    _, arguments, name = COMMANDS[command]
+    argv = arguments.format(DATA / f"{name}.json").split()
+    code = f"from conductor.gate_commands import {command}_main as main; main({argv!r})"
+    bare = cpu_seconds(["-c", "import json, argparse"], environ)
+    assert cpu_seconds(["-c", code], environ) <= 2 * bare + 0.1
