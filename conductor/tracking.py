@@ -1,0 +1,498 @@
+"""Record every release in MLflow, and never let MLflow hold a release up.
+
+What is to be logged is planned by a pure function and written to ``tracking-pending.json``; then a
+child process, ``python -m conductor.tracking <that file>``, sends it. The child keeps mlflow, its
+environment variables and its output out of the conductor, and can be ended when a server hangs.
+
+Invariants:
+- The pending file exists until a server has everything; the same command sends it later.
+- Sending again changes nothing: runs are found by the tag ``day0.run_id``, and values that a run
+  already has are not logged again.
+- User names and passwords in a tracking URI reach the child's environment and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from conductor.files import read_json, write_json
+from conductor.report import Document, validated, write_report
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+PENDING = "tracking-pending.json"
+REPORT_FILES = ("report.json", "report.md", "report.html")
+EXPERIMENT = "day0"
+LIMIT_S = 60.0
+"""Longest time the child may take; a dead or hanging server is noticed long before."""
+LOOPBACK = "127.0.0.1,localhost"
+DEFAULTS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "3",
+}
+"""Settings a user may override; mlflow's own defaults wait four minutes for a dead server."""
+FIXED = {
+    "DO_NOT_TRACK": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+RUN_TAG = "day0.run_id"
+STAGE_TAG = "day0.stage"
+LONGEST_TEXT = 5000
+"""Characters of a parameter or a tag that every supported MLflow server keeps."""
+LONGEST_KEY = 200
+"""Characters of a metric's task name; MLflow keeps 250 for the whole key."""
+BATCH = 500
+"""Metrics sent in one request; MLflow takes at most 1000 entities."""
+LONGEST_DETAIL = 400
+
+
+class Status(StrEnum):
+    """What became of the record of a release."""
+
+    PENDING = "pending"
+    LOGGED = "logged"
+    UNAVAILABLE = "unavailable"
+    DISABLED = "disabled"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracking:
+    """Where a release is recorded; ``uri`` and ``detail`` hold no credentials."""
+
+    status: Status
+    uri: str | None
+    detail: str = ""
+    run_id: str | None = None
+    stage_run_ids: Mapping[str, str] = field(default_factory=dict)
+
+    def document(self) -> dict[str, Any]:
+        """Return the ``tracking`` part of a report document."""
+        return {**asdict(self), "status": self.status.value}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedRun:
+    """One MLflow run to be: times in milliseconds since 1970; metrics are logged at its end."""
+
+    name: str
+    status: str
+    started_ms: int
+    finished_ms: int
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+    tags: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that a release logs; artifacts are paths inside the run directory."""
+
+    run_id: str
+    workspace: str
+    release: PlannedRun
+    stages: Mapping[str, PlannedRun]
+    verdicts: Mapping[str, Any]
+    artifacts: Sequence[str] = REPORT_FILES
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Plan:
+        """Read a plan back from its JSON form.
+
+        Raises:
+            TypeError, KeyError: the document is not a plan.
+        """
+        stages = {name: PlannedRun(**run) for name, run in document["stages"].items()}
+        release = PlannedRun(**document["release"])
+        return cls(**{**document, "release": release, "stages": stages})
+
+
+def log_release(
+    document: Document,
+    run_dir: Path,
+    *,
+    workspace: Path,
+    environ: Mapping[str, str],
+    limit_s: float = LIMIT_S,
+) -> Tracking:
+    """Log a release to ``MLFLOW_TRACKING_URI``, or to ``<workspace>/mlflow.db`` without it.
+
+    The report is in ``run_dir`` already; when all is logged, it holds the run IDs and equals the
+    attached one. Whatever goes wrong, the answer is a ``Tracking`` with the status ``unavailable``,
+    and the plan stays in ``<run_dir>/tracking-pending.json``.
+
+    Raises:
+        ReportError: ``document`` is not a report document.
+    """
+    plan = plan_release(validated(document), workspace=workspace)
+    pending = (run_dir / PENDING).resolve()
+    uri = tracking_uri(environ, workspace)
+    try:
+        write_json(pending, asdict(plan))
+        answer = _send_in_child(pending, environ=environ, limit_s=limit_s)
+    except OSError as error:
+        answer = {"status": Status.UNAVAILABLE, "detail": str(error)}
+    if answer["status"] == Status.LOGGED:
+        return Tracking(**{**answer, "status": Status.LOGGED})
+    detail = (
+        f"MLflow at {without_credentials(uri)} did not take the release: "
+        f"{_redact(answer['detail'], uri)}. What it would have logged is kept; send it with: "
+        f"python -m conductor.tracking {pending}"
+    )
+    return Tracking(status=Status.UNAVAILABLE, uri=without_credentials(uri), detail=detail)
+
+
+def plan_release(document: Document, *, workspace: Path) -> Plan:
+    """Plan the runs, parameters, metrics, tags and artifacts of a validated report document."""
+    return Plan(
+        run_id=document["run_id"],
+        workspace=str(workspace.resolve()),
+        release=_plan_parent(document),
+        stages=dict(_plan_stages(document)),
+        verdicts={
+            f"verdicts/{_key(gate['stage'])}-{_key(gate['gate'])}.json": gate["document"]
+            for gate in document["gates"]
+        },
+    )
+
+
+def tracking_uri(environ: Mapping[str, str], workspace: Path) -> str:
+    """Return the tracking URI in force, credentials included."""
+    return environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workspace.resolve()}/mlflow.db"
+
+
+def without_credentials(text: str) -> str:
+    """Drop ``user:password@`` from every URL in ``text``."""
+    return re.sub(r"(?<=://)([^\s/]*|[^\s/@]*:\S*)@", "", text)
+
+
+def send(plan: Plan, run_dir: Path, *, uri: str, experiment: str) -> Tracking:
+    """Send ``plan`` to the store at ``uri``; runs that an earlier try began are completed.
+
+    The report is attached with the run IDs in it; the one in ``run_dir`` gets them last, so that it
+    never says ``logged`` too early.
+
+    Raises:
+        Exception: whatever mlflow raises when the store is down or refuses.
+    """
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=uri)
+    experiment_id = _find_experiment(client, experiment, plan=plan, uri=uri)
+    known = _find_runs(client, experiment_id, plan.run_id)
+    parent = known.get(None) or _create(client, experiment_id, plan.release)
+    parent_id = parent.info.run_id
+    _log(client, parent, plan.release)
+    stage_run_ids = {}
+    for stage, planned in plan.stages.items():
+        tags = {"mlflow.parentRunId": parent_id}
+        run = known.get(stage) or _create(client, experiment_id, planned, tags)
+        _log(client, run, planned)
+        _end(client, run, planned)
+        stage_run_ids[stage] = run.info.run_id
+    tracking = Tracking(
+        status=Status.LOGGED,
+        uri=without_credentials(uri),
+        run_id=parent_id,
+        stage_run_ids=stage_run_ids,
+    )
+    for name, verdict in plan.verdicts.items():
+        client.log_dict(parent_id, verdict, name)
+    report = {**read_json(run_dir / "report.json"), "tracking": tracking.document()}
+    with TemporaryDirectory() as directory:
+        write_report(report, Path(directory))
+        for name in plan.artifacts:
+            client.log_artifact(parent_id, str(Path(directory) / name))
+    _end(client, parent, plan.release)
+    write_report(report, run_dir)
+    return tracking
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Send one pending file and print what became of it as JSON; remove the file when it is sent.
+
+    Returns:
+        0 when logged, 1 when the store is unavailable, 2 when the file is not a plan.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if len(arguments) != 1:
+        sys.stderr.write("usage: python -m conductor.tracking RUN_DIR/tracking-pending.json\n")
+        return 2
+    pending = Path(arguments[0])
+    try:
+        plan = Plan.from_document(read_json(pending))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        sys.stderr.write(f"{pending}: not a pending record of a release: {error}\n")
+        return 2
+    uri = tracking_uri(os.environ, Path(plan.workspace))
+    experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+    os.environ.update(_settings(os.environ))
+    logging.getLogger("alembic").setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            tracking = send(plan, pending.parent, uri=uri, experiment=experiment)
+        pending.unlink()
+    except Exception as error:
+        tracking = Tracking(
+            status=Status.UNAVAILABLE,
+            uri=without_credentials(uri),
+            detail=_redact(_cause(error), uri),
+        )
+    sys.stdout.write(json.dumps(tracking.document()) + "\n")
+    return 0 if tracking.status is Status.LOGGED else 1
+
+
+def _plan_parent(document: Document) -> PlannedRun:
+    status = "FINISHED" if document["decision"] else "FAILED"
+    lines = [*document["reasons"], f"Next: {document['next_action']}"]
+    return PlannedRun(
+        name=document["run_id"],
+        status=status,
+        started_ms=_milliseconds(document["started_at"]),
+        finished_ms=_milliseconds(document["finished_at"]),
+        params=_texts(_parameters(document)),
+        metrics=dict(_metrics(document)),
+        tags=_texts(
+            {
+                RUN_TAG: document["run_id"],
+                "day0.version": document["day0_version"],
+                "day0.decision": document["decision"] or "none",
+                "day0.failure_class": document["failure_class"] or "none",
+                "day0.exit_code": document["exit_code"],
+                "day0.publish": document["publish"],
+                "mlflow.note.content": "\n\n".join(lines),
+            }
+        ),
+    )
+
+
+def _parameters(document: Document) -> Mapping[str, Any]:
+    """Name what was asked for; facts that were not reached are None."""
+    model, recipe, engine = document["model"], document["recipe"], document["engine"]
+    return {
+        "model": model["requested"],
+        "model_revision": model["revision"],
+        "architecture": model["architecture"],
+        "recipe": recipe["name"],
+        "quantizer": recipe["quantizer"],
+        "scheme": recipe["scheme"],
+        "engine": engine["name"],
+        "engine_version": engine["version"],
+        "device": engine["device"],
+        "emulated": engine["emulated"] if engine["name"] else None,
+        "suite": document["suite"]["name"],
+        "threshold": document["threshold"],
+        "relative": document["relative"],
+        "seed": document["seed"],
+        "limit": document["limit"] or "all",
+    }
+
+
+def _metrics(document: Document) -> Iterator[tuple[str, float]]:
+    """Yield ``side/task``, ``side_stderr/task``, ``drop/task``, the duration and the size ratio."""
+    yield "seconds", document["seconds"]
+    if document["size"] and document["size"]["ratio"] is not None:
+        yield "size_ratio", document["size"]["ratio"]
+    keys: set[str] = set()
+    for task in document["tasks"]:
+        key = _unused(_key(task["task"]), keys)
+        keys.add(key)
+        for name in ("baseline", "baseline_stderr", "candidate", "candidate_stderr", "drop"):
+            if task[name] is not None:
+                yield f"{name}/{key}", task[name]
+
+
+def _plan_stages(document: Document) -> Iterator[tuple[str, PlannedRun]]:
+    """Plan a run for every stage that ran; without recorded times, stages follow each other."""
+    clock_ms = _milliseconds(document["started_at"])
+    for stage in document["stages"]:
+        if stage["seconds"] is None:
+            continue
+        started, finished = stage.get("started_at"), stage.get("finished_at")
+        started_ms = _milliseconds(started) if started else clock_ms
+        clock_ms = (
+            _milliseconds(finished) if finished else started_ms + round(1000 * stage["seconds"])
+        )
+        gates = {
+            f"day0.gate.{_key(gate['gate'])}": _result(gate["document"])
+            for gate in document["gates"]
+            if gate["stage"] == stage["name"]
+        }
+        yield (
+            stage["name"],
+            PlannedRun(
+                name=stage["name"],
+                status="FINISHED" if stage["state"] == "done" else "FAILED",
+                started_ms=started_ms,
+                finished_ms=clock_ms,
+                params={},
+                metrics={"seconds": stage["seconds"], "attempts": stage["attempts"]},
+                tags=_texts(
+                    {
+                        RUN_TAG: document["run_id"],
+                        STAGE_TAG: stage["name"],
+                        "day0.state": stage["state"],
+                        "day0.times": "recorded" if started and finished else "from durations",
+                        **gates,
+                    }
+                ),
+            ),
+        )
+
+
+def _result(verdict: Document) -> str:
+    return "passed" if verdict["pass"] else verdict["failure_class"] or "failed"
+
+
+def _milliseconds(time: str) -> int:
+    return round(1000 * datetime.fromisoformat(time).timestamp())
+
+
+def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(value)[:LONGEST_TEXT] for name, value in values.items() if value is not None}
+
+
+def _key(name: str) -> str:
+    """Make a name that MLflow takes as one step of a metric or artifact path."""
+    key = re.sub(r"[^A-Za-z0-9_. -]", "_", name)[:LONGEST_KEY]
+    return key if key.strip(". ") else "_" * len(key)
+
+
+def _unused(key: str, keys: Iterable[str]) -> str:
+    """Number a key that another task already has."""
+    candidates = [key, *(f"{key}-{number}" for number in range(2, len(list(keys)) + 3))]
+    return next(candidate for candidate in candidates if candidate not in keys)
+
+
+def _send_in_child(
+    pending: Path, *, environ: Mapping[str, str], limit_s: float
+) -> Mapping[str, Any]:
+    """Run ``main`` on ``pending`` in another process and return the document it prints.
+
+    ``-P`` keeps the working directory off the import path; a relative tracking URI still means a
+    path under it.
+    """
+    package_root = str(Path(__file__).resolve().parents[1])
+    path = os.pathsep.join(filter(None, (package_root, environ.get("PYTHONPATH"))))
+    try:
+        child = subprocess.run(
+            [sys.executable, "-P", "-m", "conductor.tracking", str(pending)],
+            env={**environ, "PYTHONPATH": path},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=limit_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return {"status": Status.UNAVAILABLE, "detail": f"not done within {limit_s:g} s"}
+    try:
+        answer: Mapping[str, Any] = json.loads(child.stdout)
+    except ValueError:
+        last = (child.stderr.splitlines() or ["no message"])[-1]
+        detail = f"the sender ended with exit code {child.returncode}: {last}"
+        return {"status": Status.UNAVAILABLE, "detail": detail}
+    return answer
+
+
+def _settings(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that must stand before mlflow is imported."""
+    proxies = [environ.get("NO_PROXY"), environ.get("no_proxy"), LOOPBACK]
+    no_proxy = ",".join(filter(None, proxies))
+    chosen = {name: environ.get(name) or default for name, default in DEFAULTS.items()}
+    return {**chosen, **FIXED, "NO_PROXY": no_proxy, "no_proxy": no_proxy}
+
+
+def _find_experiment(client: MlflowClient, name: str, *, plan: Plan, uri: str) -> str:
+    """Return the experiment's ID; a server says where artifacts go, a local store has a place."""
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    served = urlsplit(uri).scheme in {"http", "https"}
+    artifacts = None if served else (Path(plan.workspace) / "mlartifacts").as_uri()
+    return str(client.create_experiment(name, artifact_location=artifacts))
+
+
+def _find_runs(client: MlflowClient, experiment_id: str, run_id: str) -> dict[str | None, Run]:
+    """Return the runs of a release by stage; the key of the parent is None."""
+    runs = client.search_runs([experiment_id], filter_string=f"tags.`{RUN_TAG}` = '{run_id}'")
+    return {run.data.tags.get(STAGE_TAG): run for run in runs}
+
+
+def _create(
+    client: MlflowClient,
+    experiment_id: str,
+    planned: PlannedRun,
+    tags: Mapping[str, str] | None = None,
+) -> Run:
+    return client.create_run(
+        experiment_id,
+        start_time=planned.started_ms,
+        run_name=planned.name,
+        tags={**planned.tags, **(tags or {})},
+    )
+
+
+def _log(client: MlflowClient, run: Run, planned: PlannedRun) -> None:
+    """Log what the run does not hold yet; MLflow refuses a parameter that changed."""
+    from mlflow.entities import Metric, Param, RunTag
+
+    had = run.data
+    params = [Param(*item) for item in planned.params.items() if item not in had.params.items()]
+    tags = [RunTag(*item) for item in planned.tags.items() if item not in had.tags.items()]
+    metrics = [
+        Metric(key, value, planned.finished_ms, 0)
+        for key, value in planned.metrics.items()
+        if had.metrics.get(key) != value
+    ]
+    client.log_batch(run.info.run_id, metrics=metrics[:BATCH], params=params, tags=tags)
+    for first in range(BATCH, len(metrics), BATCH):
+        client.log_batch(run.info.run_id, metrics=metrics[first : first + BATCH])
+
+
+def _end(client: MlflowClient, run: Run, planned: PlannedRun) -> None:
+    client.set_terminated(run.info.run_id, planned.status, end_time=planned.finished_ms)
+
+
+def _cause(error: BaseException) -> str:
+    """Say why in one line: the operating system's reason where there is one."""
+    reason: BaseException | None = error
+    while reason is not None:
+        if isinstance(reason, (ConnectionError, TimeoutError)):
+            return str(reason) or type(reason).__name__
+        reason = reason.__cause__ or reason.__context__
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return first[:LONGEST_DETAIL].rstrip(".")
+
+
+def _redact(text: str, uri: str) -> str:
+    """Drop the credentials of ``uri``, and those in any other URL, from ``text``."""
+    found = re.search(r"://(\S*)@", uri)
+    userinfo = found[1] if found else ""
+    for secret in (userinfo, userinfo.partition(":")[2]):
+        for form in {secret, unquote(secret)} - {""}:
+            text = text.replace(form, "***")
+    return without_credentials(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,518 @@
+"""Tracking: the plan, real MLflow stores, and servers that are down, hang, or die in the middle."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from conductor.report import write_report
+from conductor.tracking import (
+    PENDING,
+    Plan,
+    Status,
+    Tracking,
+    _redact,
+    _settings,
+    log_release,
+    main,
+    plan_release,
+    tracking_uri,
+    without_credentials,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+DATA = Path(__file__).parent / "data"
+UNTRACKED = {
+    "status": "pending",
+    "uri": None,
+    "detail": "not sent yet",
+    "run_id": None,
+    "stage_run_ids": {},
+}
+STAGES = ["setup", "ptq", "deploy", "baseline_eval", "candidate_eval", "compare", "closeout"]
+
+
+def example(name: str) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((DATA / f"report-{name}.json").read_text("utf-8"))
+    return {**document, "tracking": UNTRACKED}
+
+
+class TestPlan:
+    def test_names_parameters_metrics_and_tags(self, tmp_path: Path) -> None:
+        plan = plan_release(example("anomalous"), workspace=tmp_path)
+        release = plan.release
+        assert release.status == "FINISHED"
+        assert release.finished_ms - release.started_ms == 100_300
+        asked = ("model", "recipe", "quantizer", "engine", "suite", "threshold", "seed", "limit")
+        assert [release.params[name] for name in asked] == [
+            "demo", "int8", "llmcompressor", "vllm", "demo-wrong-reference", "0.01", "7", "200",
+        ]  # fmt: skip
+        assert release.metrics["baseline/compare"] == 0.884
+        assert release.metrics["baseline_stderr/compare"] == 0.0227
+        assert release.metrics["candidate/compare"] == 0.882
+        assert release.metrics["drop/compare"] == 0.002
+        assert release.tags["day0.decision"] == "ANOMALOUS"
+        assert release.tags["day0.failure_class"] == "EXTERNAL_BASELINE_MISMATCH"
+        assert release.tags["day0.exit_code"] == "3"
+        compare = plan.stages["compare"].tags
+        assert compare["day0.gate.gate_external"] == "EXTERNAL_BASELINE_MISMATCH"
+        assert compare["day0.gate.gate_compare"] == "passed"
+        assert plan.verdicts["verdicts/compare-gate_external.json"]["pass"] is False
+
+    def test_of_an_aborted_release_fails_and_leaves_out_what_was_not_reached(
+        self, tmp_path: Path
+    ) -> None:
+        plan = plan_release(example("aborted"), workspace=tmp_path)
+        assert plan.release.status == "FAILED"
+        assert plan.release.tags["day0.decision"] == "none"
+        assert plan.release.tags["day0.failure_class"] == "SYSTEMIC"
+        assert "engine" not in plan.release.params
+        assert {name: run.status for name, run in plan.stages.items()} == {
+            "setup": "FAILED",
+            "closeout": "FINISHED",
+        }
+
+    def test_takes_recorded_stage_times(self, tmp_path: Path) -> None:
+        document = example("accept")
+        document["stages"][1].update(
+            started_at="2026-03-14T10:00:00.500Z", finished_at="2026-03-14T10:00:02Z"
+        )
+        ptq = plan_release(document, workspace=tmp_path).stages["ptq"]
+        assert (ptq.started_ms, ptq.finished_ms) == (1773482400500, 1773482402000)
+        assert ptq.tags["day0.times"] == "recorded"
+
+    def test_lines_stages_up_when_their_times_are_absent(self, tmp_path: Path) -> None:
+        document = example("accept")
+        for stage in document["stages"]:
+            del stage["started_at"], stage["finished_at"]
+        stages = plan_release(document, workspace=tmp_path).stages
+        recorded = plan_release(example("accept"), workspace=tmp_path).stages
+        for name in STAGES:
+            assert stages[name].started_ms == recorded[name].started_ms
+            assert stages[name].finished_ms == recorded[name].finished_ms
+            assert stages[name].tags["day0.times"] == "from durations"
+
+    def test_survives_its_file(self, tmp_path: Path) -> None:
+        plan = plan_release(example("regression"), workspace=tmp_path)
+        again = Plan.from_document(json.loads(json.dumps(asdict(plan))))
+        assert json.dumps(asdict(again)) == json.dumps(asdict(plan))
+
+    @pytest.mark.parametrize(
+        ("names", "keys"),
+        [
+            pytest.param(["arc_easy", "mmlu-x.1 b"], ["arc_easy", "mmlu-x.1 b"], id="kept"),
+            pytest.param(["acc,none"], ["acc_none"], id="comma"),
+            pytest.param(["../../etc"], [".._.._etc"], id="path"),
+            pytest.param([".."], ["__"], id="dots"),
+            pytest.param(["a,b", "a_b", "a|b"], ["a_b", "a_b-2", "a_b-3"], id="same-key"),
+            pytest.param(["<script>é"], ["_script__"], id="other-characters"),
+            pytest.param(["x" * 999], ["x" * 200], id="long"),
+        ],
+    )
+    def test_makes_metric_names_that_mlflow_takes(
+        self, names: list[str], keys: list[str], tmp_path: Path
+    ) -> None:
+        document = example("accept")
+        document["tasks"] = [{**document["tasks"][0], "task": name} for name in names]
+        metrics = plan_release(document, workspace=tmp_path).release.metrics
+        assert [name for name in metrics if name.startswith("drop/")] == [f"drop/{k}" for k in keys]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        pytest.param("http://u:p@host:5000/x", "http://host:5000/x", id="user-and-password"),
+        pytest.param("http://token@host", "http://host", id="token"),
+        pytest.param("http://u:p@ss@host", "http://host", id="at-in-password"),
+        pytest.param("http://u:p/w?#@host", "http://host", id="slash-in-password"),
+        pytest.param("postgresql+psycopg://u:p@h/db", "postgresql+psycopg://h/db", id="database"),
+        pytest.param("at http://a:b@c and http://d:e@f", "at http://c and http://f", id="text"),
+        pytest.param("sqlite:////home/a@b/m.db", "sqlite:////home/a@b/m.db", id="path-kept"),
+        pytest.param("http://host:5000", "http://host:5000", id="nothing-to-drop"),
+    ],
+)
+def test_credentials_are_dropped_from_urls(text: str, shown: str) -> None:
+    assert without_credentials(text) == shown
+
+
+@pytest.mark.parametrize("message", ["bad login bob:s3%40t", "password s3@t", "s3%40t refused"])
+def test_credentials_are_dropped_from_messages(message: str) -> None:
+    shown = _redact(message, "https://bob:s3%40t@mlflow.example")
+    assert "s3" not in shown
+    assert "***" in shown
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_local_store_is_the_default(value: str | None, tmp_path: Path) -> None:
+    environ = {} if value is None else {"MLFLOW_TRACKING_URI": value}
+    assert tracking_uri(environ, tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
+    assert tracking_uri({"MLFLOW_TRACKING_URI": "http://h"}, tmp_path) == "http://h"
+
+
+def test_settings_bound_requests_and_keep_proxies_off_loopback() -> None:
+    settings = _settings({"NO_PROXY": "corp.example", "MLFLOW_HTTP_REQUEST_TIMEOUT": "9"})
+    assert settings["NO_PROXY"] == settings["no_proxy"] == "corp.example,127.0.0.1,localhost"
+    assert settings["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "9"
+    assert settings["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"
+    assert settings["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [None, "", "[]", "{}", '{"release": [], "stages": {}}', '{"stages": [1]}', "\xff"],
+)
+def test_file_that_is_no_plan_is_refused(
+    content: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pending = tmp_path / PENDING
+    if content is not None:
+        pending.write_text(content, encoding="latin-1")
+    assert main([str(pending)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"{pending}: not a pending record of a release: ")
+
+
+class Place:
+    """A workspace with one release whose report is written."""
+
+    def __init__(self, workspace: Path, name: str, *, run_id: str | None = None) -> None:
+        self.workspace = workspace
+        self.document = example(name)
+        self.document["run_id"] = run_id or self.document["run_id"]
+        self.run_dir = workspace / "runs" / self.document["run_id"]
+        self.run_dir.mkdir(parents=True)
+        write_report(self.document, self.run_dir)
+        self.pending = self.run_dir / PENDING
+
+    def environ(self, **changes: str) -> dict[str, str]:
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("MLFLOW_") and not name.lower().endswith("_proxy")
+        }
+        return {**kept, **changes}
+
+    def log(self, **changes: str) -> Tracking:
+        return log_release(
+            self.document, self.run_dir, workspace=self.workspace, environ=self.environ(**changes)
+        )
+
+
+@pytest.fixture
+def client_for(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], MlflowClient]:
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
+
+    def make(uri: str) -> MlflowClient:
+        from mlflow import MlflowClient
+
+        return MlflowClient(tracking_uri=uri)
+
+    return make
+
+
+def runs_of(client: MlflowClient, run_id: str) -> list[Run]:
+    experiment = client.get_experiment_by_name("day0")
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id], f"tags.`day0.run_id` = '{run_id}'"))
+
+
+def check_record(client: MlflowClient, place: Place, tracking: Tracking, tmp_path: Path) -> None:
+    """Read a release back and compare all of it with the plan."""
+    plan = plan_release(place.document, workspace=place.workspace)
+    assert tracking.run_id is not None
+    parent = client.get_run(tracking.run_id)
+    assert parent.info.run_name == place.document["run_id"]
+    assert parent.info.status == plan.release.status
+    assert parent.info.start_time == plan.release.started_ms
+    assert parent.info.end_time == plan.release.finished_ms
+    assert parent.data.params == plan.release.params
+    assert parent.data.metrics == plan.release.metrics
+    assert plan.release.tags.items() <= parent.data.tags.items()
+    assert list(tracking.stage_run_ids) == list(plan.stages)
+    for stage, run_id in tracking.stage_run_ids.items():
+        run, planned = client.get_run(run_id), plan.stages[stage]
+        assert run.data.tags["mlflow.parentRunId"] == tracking.run_id
+        assert run.info.status == planned.status
+        assert (run.info.start_time, run.info.end_time) == (planned.started_ms, planned.finished_ms)
+        assert run.data.metrics == planned.metrics
+    assert len(runs_of(client, place.document["run_id"])) == 1 + len(plan.stages)
+    for key in plan.release.metrics:
+        assert len(client.get_metric_history(tracking.run_id, key)) == 1
+
+    copies = Path(client.download_artifacts(tracking.run_id, "", str(tmp_path)))
+    for name in ("report.json", "report.md", "report.html"):
+        assert (copies / name).read_bytes() == (place.run_dir / name).read_bytes()
+    stamped = json.loads((copies / "report.json").read_text("utf-8"))["tracking"]
+    assert stamped == tracking.document()
+    for name, verdict in plan.verdicts.items():
+        assert json.loads((copies / name).read_text("utf-8")) == verdict
+
+
+@pytest.mark.tools
+def test_local_store_holds_the_release_once(
+    tmp_path: Path, client_for: Callable[[str], MlflowClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere, copies = tmp_path / "elsewhere", tmp_path / "copies"
+    elsewhere.mkdir()
+    copies.mkdir()
+    monkeypatch.chdir(elsewhere)
+    place = Place(tmp_path / "a workspace", "accept")
+    first = place.log()
+    assert first.status is Status.LOGGED, first.detail
+    assert first.uri == f"sqlite:///{place.workspace}/mlflow.db"
+    assert not place.pending.exists()
+    assert place.log() == first
+    check_record(client_for(first.uri), place, first, copies)
+    assert (place.workspace / "mlartifacts").is_dir()
+    assert list(elsewhere.iterdir()) == []
+
+    place.document["seed"] = 4321
+    changed = place.log()
+    assert changed.status is Status.UNAVAILABLE
+    assert "param" in changed.detail
+    assert place.pending.exists()
+
+
+@pytest.mark.tools
+def test_resumed_release_replaces_its_aborted_record(
+    tmp_path: Path, client_for: Callable[[str], MlflowClient]
+) -> None:
+    place = Place(tmp_path / "workspace", "aborted")
+    aborted = place.log()
+    place.document = {
+        **example("accept"),
+        "run_id": place.document["run_id"],
+        "recipe": {**example("accept")["recipe"], "name": place.document["recipe"]["name"]},
+    }
+    write_report(place.document, place.run_dir)
+    resumed = place.log()
+    assert (resumed.status, resumed.run_id) == (Status.LOGGED, aborted.run_id)
+    assert resumed.uri is not None
+    client = client_for(resumed.uri)
+    parent = client.get_run(str(resumed.run_id))
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["day0.decision"] == "ACCEPT"
+    assert parent.data.tags["day0.failure_class"] == "none"
+    assert len(runs_of(client, place.document["run_id"])) == 1 + len(STAGES)
+
+
+@contextmanager
+def closed_port() -> Iterator[str]:
+    """Hold a port that nobody listens on."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{bound.getsockname()[1]}"
+
+
+@contextmanager
+def fake_hanging_server() -> Iterator[str]:
+    """Accept every connection and never answer."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.mark.tools
+@pytest.mark.parametrize("server", [closed_port, fake_hanging_server], ids=["dead", "hanging"])
+def test_silent_server_costs_seconds_and_keeps_the_record(
+    server: Callable[[], Any],
+    tmp_path: Path,
+    client_for: Callable[[str], MlflowClient],
+) -> None:
+    place = Place(tmp_path / "workspace", "regression")
+    started = time.monotonic()
+    with server() as address:
+        tracking = place.log(MLFLOW_TRACKING_URI=f"http://alice:pass%40word@{address}")
+    assert time.monotonic() - started < 45
+    assert tracking.status is Status.UNAVAILABLE
+    assert tracking.run_id is None
+    assert tracking.uri == f"http://{address}"
+    assert address in tracking.detail
+    assert str(place.pending) in tracking.detail
+    for secret in ("alice", "pass%40word", "pass@word"):
+        assert secret not in json.dumps(tracking.document()) + place.pending.read_text("utf-8")
+
+    later = subprocess.run(
+        [sys.executable, "-m", "conductor.tracking", str(place.pending)],
+        cwd=Path(__file__).parents[1],
+        env=place.environ(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    sent = Tracking(**{**json.loads(later.stdout), "status": Status.LOGGED})
+    assert not place.pending.exists()
+    assert sent.uri is not None
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    check_record(client_for(sent.uri), place, sent, copies)
+
+
+@pytest.mark.tools
+def test_sender_is_ended_at_the_limit(tmp_path: Path) -> None:
+    place = Place(tmp_path / "workspace", "accept")
+    started = time.monotonic()
+    tracking = log_release(
+        place.document,
+        place.run_dir,
+        workspace=place.workspace,
+        environ=place.environ(),
+        limit_s=0.2,
+    )
+    assert time.monotonic() - started < 10
+    assert tracking.status is Status.UNAVAILABLE
+    assert "not done within 0.2 s" in tracking.detail
+    assert place.pending.exists()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Run a real ``mlflow server`` on loopback in a process group of its own."""
+    home = tmp_path_factory.mktemp("server")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
+        "--backend-store-uri", f"sqlite:///{home}/server.db",
+        "--artifacts-destination", str(home / "artifacts"), "--workers", "1",
+    ]  # fmt: skip
+    environ = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    log = (home / "server.log").open("wb")
+    process = subprocess.Popen(
+        command, cwd=home, env=environ, stdout=log, stderr=log, start_new_session=True
+    )
+    try:
+        address = f"http://127.0.0.1:{port}"
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        for _ in range(240):
+            assert process.poll() is None, (home / "server.log").read_text()
+            try:
+                opener.open(f"{address}/health", timeout=2).close()
+                break
+            except OSError:
+                time.sleep(0.5)
+        else:
+            pytest.fail((home / "server.log").read_text())
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        log.close()
+
+
+@pytest.mark.tools
+def test_real_server_holds_the_release_and_no_proxy_sees_it(
+    server: str, tmp_path: Path, client_for: Callable[[str], MlflowClient]
+) -> None:
+    place = Place(tmp_path / "workspace", "no-compare", run_id="served")
+    with closed_port() as address:
+        proxies = dict.fromkeys(("http_proxy", "HTTP_PROXY", "ALL_PROXY"), f"http://{address}")
+        tracking = place.log(MLFLOW_TRACKING_URI=server, **proxies)
+    assert tracking.status is Status.LOGGED, tracking.detail
+    assert place.log(MLFLOW_TRACKING_URI=server) == tracking
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    check_record(client_for(server), place, tracking, copies)
+    assert not (place.workspace / "mlflow.db").exists()
+
+
+class FakeFailingRelay:
+    """Pass traffic on to a real server until ``requests`` were seen, then die or hang."""
+
+    def __init__(self, server: str, *, requests: int, hangs: bool) -> None:
+        self.target = ("127.0.0.1", int(server.rpartition(":")[2]))
+        self.left, self.hangs, self.over = requests, hangs, False
+        self.sockets: list[socket.socket] = []
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.address = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self) -> None:
+        while True:
+            try:
+                client, _ = self.listener.accept()
+            except OSError:
+                return
+            upstream = socket.create_connection(self.target)
+            self.sockets += [client, upstream]
+            for source, target, counted in ((client, upstream, True), (upstream, client, False)):
+                threading.Thread(
+                    target=self.pump, args=(source, target, counted), daemon=True
+                ).start()
+
+    def pump(self, source: socket.socket, target: socket.socket, counted: bool) -> None:
+        try:
+            while chunk := source.recv(65536):
+                if counted:
+                    self.left -= chunk.count(b" HTTP/1.1\r\n")
+                    self.over = self.over or self.left < 0
+                if self.over and not self.hangs:
+                    return self.close()
+                if not self.over:
+                    target.sendall(chunk)
+        except OSError:
+            return None
+
+    def close(self) -> None:
+        for opened in (self.listener, *self.sockets):
+            with suppress(OSError):
+                opened.shutdown(socket.SHUT_RDWR)
+            opened.close()
+
+
+@pytest.mark.tools
+@pytest.mark.parametrize("hangs", [False, True], ids=["dies", "hangs"])
+@pytest.mark.parametrize(
+    ("requests", "ended"), [(8, 1), (30, len(STAGES))], ids=["among-stages", "among-artifacts"]
+)
+def test_server_lost_in_the_middle_is_completed_later(
+    server: str,
+    requests: int,
+    ended: int,
+    hangs: bool,
+    tmp_path: Path,
+    client_for: Callable[[str], MlflowClient],
+) -> None:
+    place = Place(tmp_path / "workspace", "accept", run_id=f"lost-{requests}-{hangs}")
+    before = (place.run_dir / "report.json").read_bytes()
+    relay = FakeFailingRelay(server, requests=requests, hangs=hangs)
+    started = time.monotonic()
+    tracking = place.log(MLFLOW_TRACKING_URI=relay.address)
+    assert time.monotonic() - started < 45
+    relay.close()
+    assert relay.over
+    assert tracking.status is Status.UNAVAILABLE
+    assert place.pending.exists()
+    assert (place.run_dir / "report.json").read_bytes() == before
+    client = client_for(server)
+    begun = runs_of(client, place.document["run_id"])
+    parent = next(run for run in begun if "day0.stage" not in run.data.tags)
+    assert parent.info.status == "RUNNING"
+    assert sum(run.info.status == "FINISHED" for run in begun) == ended
+    assert bool(client.list_artifacts(parent.info.run_id)) == (ended == len(STAGES))
+
+    again = place.log(MLFLOW_TRACKING_URI=server)
+    assert again.status is Status.LOGGED, again.detail
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    check_record(client, place, again, copies)
