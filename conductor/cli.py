@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from conductor.compatibility import Engine, Quantizer
 from conductor.failure import Failure
+from gates import FailureClass
 
+if TYPE_CHECKING:
+    from conductor.config import Config
+    from conductor.display import LiveDisplay, PlainDisplay
+    from gates import Verdict
+
+EXIT_FAILED = 1
 EXIT_UNUSABLE = 2
 EXIT_SYSTEMIC = 5
 EXIT_STOPPED = 130
@@ -29,74 +39,73 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-RELEASE_HELP = """
-Take one model from source to a publish decision.
+MODEL_HELP = "`demo`, a checkpoint directory, or a Hugging Face id (`org/name@revision`)."
+SINGLE_STAGE_EXITS = (
+    "Exit codes: 0 the gate passed, 1 it failed, 2 unusable input, 5 the machine or a tool failed, "
+    "130 stopped on request."
+)
 
-MODEL is `demo`, the directory of a checkpoint, or a Hugging Face id (`org/name@revision`).
+ModelArgument = Annotated[str | None, typer.Argument(help=MODEL_HELP, show_default=False)]
+RecipeOption = Annotated[
+    str | None,
+    typer.Option(help="How to quantize: nvfp4, fp8, int8, int4_awq, w4a16, ... or a YAML file."),
+]
+SuiteOption = Annotated[
+    str | None, typer.Option(help="What to evaluate: demo, standard, or a YAML file.")
+]
+QuantizerOption = Annotated[
+    Quantizer | None, typer.Option(help="Who quantizes; what works here if left out.")
+]
+EngineOption = Annotated[
+    Engine | None, typer.Option(help="Who answers; what works here if left out.")
+]
+CalibrationOption = Annotated[
+    str | None, typer.Option(help="Calibration text: a JSONL file or a Hub data set id.")
+]
+ConfigOption = Annotated[
+    Path | None, typer.Option(help="YAML with any of these and more; options override it.")
+]
+SeedOption = Annotated[int | None, typer.Option(help="One seed for everything. [0]", min=0)]
+LimitOption = Annotated[
+    int | None, typer.Option(help="Evaluate only the first N documents of a task.", min=1)
+]
+OutputOption = Annotated[Path, typer.Option(help="A directory that does not exist yet.")]
 
-The stages run in this order, each followed by its gate, and none starts after a failed gate:
-setup, ptq, deploy, baseline_eval, candidate_eval, compare, closeout.
 
-Exit codes: 0 ACCEPT, 1 REGRESSION, 2 unusable input, 3 ANOMALOUS, 4 INFEASIBLE,
-5 aborted because the machine or a service failed, 130 stopped on request.
-
-Examples:
-
-    day0 release demo --recipe int8
-
-    day0 release ./Qwen3-8B --recipe nvfp4 --suite my-suite.yaml --threshold 0.005
-"""
-
-
-@app.callback()
-def _root() -> None:
-    """Keep ``release`` a subcommand while it is the only one."""
-
-
-@app.command(help=RELEASE_HELP)
+@app.command()
 def release(
-    model: Annotated[
-        str | None, typer.Argument(help="What to release.", show_default=False)
-    ] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            help="How to quantize: nvfp4, fp8, int8, int4_awq, w4a16, ... or a YAML file."
-        ),
-    ] = None,
-    suite: Annotated[
-        str | None, typer.Option(help="What to evaluate: demo, standard, or a YAML file.")
-    ] = None,
+    model: ModelArgument = None,
+    recipe: RecipeOption = None,
+    suite: SuiteOption = None,
     threshold: Annotated[
         float | None, typer.Option(help="Largest drop, as a fraction of a task's scale. [0.01]")
     ] = None,
     relative: Annotated[
         bool | None, typer.Option("--relative", help="Take the drop relative to the baseline.")
     ] = None,
-    quantizer: Annotated[
-        Quantizer | None, typer.Option(help="Who quantizes; what works here if left out.")
-    ] = None,
-    engine: Annotated[
-        Engine | None, typer.Option(help="Who answers; what works here if left out.")
-    ] = None,
-    calibration: Annotated[
-        str | None, typer.Option(help="Calibration text: a JSONL file or a Hub data set id.")
-    ] = None,
+    quantizer: QuantizerOption = None,
+    engine: EngineOption = None,
+    calibration: CalibrationOption = None,
     workspace: Annotated[
         Path | None, typer.Option(help="Where runs and tracking live. [day0-workspace]")
     ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="YAML with any of these and more; options override it.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="One seed for everything. [0]", min=0)] = None,
-    limit: Annotated[
-        int | None, typer.Option(help="Evaluate only the first N documents of a task.", min=1)
-    ] = None,
+    config: ConfigOption = None,
+    seed: SeedOption = None,
+    limit: LimitOption = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the report document instead of the summary.")
     ] = False,
 ) -> None:
-    """Run one release; the help text is RELEASE_HELP."""
+    """Take one model from source to a publish decision.
+
+    The stages run in this order, each followed by its gate, and none starts after a failed gate:
+    setup, ptq, deploy, baseline_eval, candidate_eval, compare, closeout.
+
+    Exit codes: 0 ACCEPT, 1 REGRESSION, 2 unusable input, 3 ANOMALOUS, 4 INFEASIBLE,
+    5 aborted because the machine or a service failed, 130 stopped on request.
+
+    Example: `day0 release demo --recipe int8`
+    """
     options = {
         "model": model,
         "recipe": recipe,
@@ -110,70 +119,193 @@ def release(
         "seed": seed,
         "limit": limit,
     }
+    with _ending_well(), _display() as display:
+        document = _run_release(_load(config, options), display)
+    if as_json:
+        print(json.dumps(document, indent=2))
+    else:
+        _print_summary(document)
+    raise typer.Exit(document["exit_code"])
+
+
+@app.command(epilog=SINGLE_STAGE_EXITS)
+def ptq(
+    output: OutputOption,
+    model: ModelArgument = None,
+    recipe: RecipeOption = None,
+    quantizer: QuantizerOption = None,
+    calibration: CalibrationOption = None,
+    config: ConfigOption = None,
+    seed: SeedOption = None,
+) -> None:
+    """Quantize a model and prove what was written; prints the verdict of gate_ptq.
+
+    Example: `day0 ptq demo --recipe int8 --output ./demo-int8`
+    """
+    from conductor.single_stage import quantize_only
+    from conductor.stages import World
+
+    options = {
+        "model": model,
+        "recipe": recipe,
+        "quantizer": quantizer,
+        "calibration.data": calibration,
+        "seed": seed,
+    }
+    with _ending_well(), _display() as display:
+        resolved = _load(config, options)
+        verdict = quantize_only(
+            resolved, output, World.find(dict(os.environ)), display.stage_progress
+        )
+    _print_verdict(verdict)
+
+
+@app.command(epilog=SINGLE_STAGE_EXITS)
+def serve(
+    output: OutputOption,
+    model: ModelArgument = None,
+    source: Annotated[
+        str | None,
+        typer.Option(help="Ask both models the canary's prompts, compare the answers, and stop."),
+    ] = None,
+    suite: SuiteOption = None,
+    engine: EngineOption = None,
+    config: ConfigOption = None,
+    seed: SeedOption = None,
+) -> None:
+    """Serve a checkpoint on loopback until Ctrl-C, or with --source check that it answers well.
+
+    Example: `day0 serve ./demo-int8/checkpoint --source demo --suite demo --output ./check`
+    """
+    from conductor import single_stage
+    from conductor.stages import World
+
+    options = {
+        "model": model,
+        "suite": suite,
+        "engine.name": engine,
+        "seed": seed,
+    }
+    with _ending_well(), _display() as display:
+        resolved, world = _load(config, options, ("model",)), World.find(dict(os.environ))
+        if source is None:
+            single_stage.serve(resolved, output, world, display.stage_progress, _announce)
+        else:
+            verdict = single_stage.check_serving(
+                resolved, source, output, world, display.stage_progress
+            )
+            _print_verdict(verdict)
+
+
+@app.command(epilog=SINGLE_STAGE_EXITS)
+def evaluate(
+    output: OutputOption,
+    model: ModelArgument = None,
+    suite: SuiteOption = None,
+    engine: EngineOption = None,
+    config: ConfigOption = None,
+    seed: SeedOption = None,
+    limit: LimitOption = None,
+) -> None:
+    """Evaluate a model on a suite and check that the run is complete; prints verdict and scores.
+
+    Example: `day0 evaluate demo --suite demo --output ./demo-baseline`
+    """
+    from conductor.single_stage import evaluate_only
+    from conductor.stages import World
+
+    options = {
+        "model": model,
+        "suite": suite,
+        "engine.name": engine,
+        "seed": seed,
+        "limit": limit,
+    }
+    with _ending_well(), _display() as display:
+        resolved = _load(config, options, ("model",))
+        verdict, scores = evaluate_only(
+            resolved, output, World.find(dict(os.environ)), display.stage_progress
+        )
+    _print_verdict(verdict, scores=scores)
+
+
+def _load(
+    path: Path | None, options: dict[str, Any], required: tuple[str, ...] = ("model", "recipe")
+) -> Config:
+    from conductor.config import load_config
+
+    return load_config(path, options, required)
+
+
+def _run_release(config: Config, display: LiveDisplay | PlainDisplay) -> dict[str, Any]:
+    from conductor.journal import name_run
+    from conductor.release import Conductor
+    from conductor.stages import World
+
+    run_id = name_run(config.model, config.recipe, datetime.now(UTC), secrets.token_hex(2))
+    conductor = Conductor(
+        world=World.find(dict(os.environ)),
+        clock=lambda: datetime.now(UTC),
+        sleep=time.sleep,
+        observer=display,
+    )
+    return conductor.run(config, config.workspace / "runs" / run_id)
+
+
+@contextmanager
+def _display() -> Iterator[LiveDisplay | PlainDisplay]:
+    from rich.console import Console
+
+    from conductor.display import open_display
+
+    with open_display(Console(stderr=True)) as display:
+        yield display
+
+
+@contextmanager
+def _ending_well() -> Iterator[None]:
+    """Turn what may stop a command into one message and a documented exit code."""
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
-        document = _run_release(config, options)
+        yield
     except Failure as failure:
-        _stop(EXIT_UNUSABLE, f"error: {failure.message}")
+        refused = failure.failure_class is FailureClass.USER_CONFIG_ERROR
+        _stop(EXIT_UNUSABLE if refused else EXIT_SYSTEMIC, f"error: {failure.message}")
+    except FileExistsError as error:
+        _stop(EXIT_UNUSABLE, f"error: {error.filename} exists already; name another directory")
     except OSError as error:
         _stop(EXIT_SYSTEMIC, f"error: {error.strerror or error}: {error.filename}")
     except KeyboardInterrupt:
         _stop(EXIT_STOPPED, "stopped on request; every process that was started has ended")
-    _print_report(document, as_json=as_json)
-    raise typer.Exit(document["exit_code"])
-
-
-def _run_release(config_path: Path | None, options: dict[str, Any]) -> dict[str, Any]:
-    from rich.console import Console
-
-    from conductor.config import load_config
-    from conductor.display import open_display
-    from conductor.environments.builder import Environments
-    from conductor.journal import name_run
-    from conductor.probes.machine import probe_machine
-    from conductor.release import Conductor
-
-    config = load_config(config_path, options)
-    started = datetime.now(UTC)
-    run_id = name_run(config.model, config.recipe, started, secrets.token_hex(2))
-    signal.signal(signal.SIGTERM, _interrupt)
-    machine = probe_machine()
-    with open_display(Console(stderr=True)) as display:
-        conductor = Conductor(
-            environments=Environments(device=machine.device),
-            machine=machine,
-            environ=dict(os.environ),
-            clock=lambda: datetime.now(UTC),
-            sleep=time.sleep,
-            observer=display,
-        )
-        return conductor.run(config, config.workspace / "runs" / run_id)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _print_report(document: dict[str, Any], *, as_json: bool) -> None:
-    import json
+def _stop(code: int, message: str) -> NoReturn:
+    print(message, file=sys.stderr)
+    raise typer.Exit(code)
 
+
+def _announce(endpoint: Any) -> None:
+    print(f"base URL: {endpoint.base_url}", f"model: {endpoint.model}", sep="\n")
+    print(f"API key: {endpoint.api_key}", "Ctrl-C stops it.", sep="\n", flush=True)
+
+
+def _print_verdict(verdict: Verdict, **more: Any) -> NoReturn:
+    print(json.dumps({**verdict.document(), **more}, indent=2))
+    raise typer.Exit(0 if verdict.passed else EXIT_FAILED)
+
+
+def _print_summary(document: dict[str, Any]) -> None:
     from rich.console import Console
 
     from conductor.report import terminal_summary
 
-    if as_json:
-        print(json.dumps(document, indent=2))
-        return
     console = Console()
-    console.print(
-        terminal_summary(document, plain=not console.is_terminal),
-        markup=False,
-        soft_wrap=not console.is_terminal,
-    )
-
-
-def _stop(code: int, message: str) -> NoReturn:
-    print(message, file=sys.stderr)
-    raise typer.Exit(code)
+    plain = not console.is_terminal
+    console.print(terminal_summary(document, plain=plain), markup=False, soft_wrap=plain)
 
 
 def main() -> None:

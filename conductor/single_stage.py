@@ -1,0 +1,187 @@
+"""One stage on its own, with its gate: quantize, serve or evaluate without a release around it.
+
+These compose the same pieces as the stages of a release, so what works here works there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gates
+from conductor import quantizers
+from conductor.compatibility import Engine, Quantizer
+from conductor.config import Config
+from conductor.engines import Sides
+from conductor.engines.vllm import VllmSession
+from conductor.executors.local import Progress
+from conductor.failure import Failure
+from conductor.files import write_json
+from conductor.models import Model, resolve_model
+from conductor.stages import (
+    World,
+    calibration_of,
+    check_environment,
+    check_port,
+    evaluate,
+    harness_settings,
+    judge_checkpoint,
+    open_session,
+    quantize,
+    read_checkpoint,
+)
+from conductor.suites import load_suite
+from gates import FailureClass, Verdict
+
+CHECK_EVERY_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """Where a served model answers: an OpenAI-compatible base URL, the model's name, the key."""
+
+    base_url: str
+    model: str
+    api_key: str
+
+
+def quantize_only(config: Config, output: Path, world: World, progress: Progress) -> Verdict:
+    """Quantize a model into ``output/checkpoint`` and ask gate_ptq; no engine is asked for.
+
+    Raises:
+        Failure: the request cannot work, or the quantizer failed.
+        OSError: ``output`` exists already or cannot be written.
+    """
+    recipe = quantizers.find_recipe(config.recipe)
+    quantizer = _choose_quantizer(config)
+    planned = quantizers.plan(quantizer, config.recipe, calibration_of(config))
+    model = resolve_model(config.model)
+    check_environment(world.environments, "quantize")
+    output.mkdir(parents=True)
+    request = {
+        **planned,
+        "model_path": str(model.path),
+        "output_dir": str(output / "checkpoint"),
+        "device": world.machine.device,
+        "seed": config.seed,
+    }
+    quantize(quantizer, request, output, world, progress)
+    summary = read_checkpoint(output / "checkpoint", model, recipe)
+    write_json(output / "checkpoint-summary.json", summary)
+    return _keep(judge_checkpoint(summary, recipe), output)
+
+
+def _choose_quantizer(config: Config) -> Quantizer:
+    able = quantizers.able(config.recipe)
+    if config.quantizer in able:
+        return config.quantizer
+    if config.quantizer is None and able:
+        return able[0]
+    raise Failure(
+        FailureClass.USER_CONFIG_ERROR,
+        f"{config.quantizer} cannot carry out recipe {config.recipe}; these can: {', '.join(able)}",
+    )
+
+
+def evaluate_only(
+    config: Config, output: Path, world: World, progress: Progress
+) -> tuple[Verdict, Mapping[str, Any]]:
+    """Evaluate one model into ``output`` and ask gate_run; return its verdict and the scores.
+
+    Raises:
+        Failure: the request cannot work, or a tool failed.
+        OSError: ``output`` exists already or cannot be written.
+    """
+    suite = load_suite(config.suite)
+    model = resolve_model(config.model)
+    engine = config.engine.name or Engine.VLLM
+    _check_engine(engine, config, world)
+    output.mkdir(parents=True)
+    session = open_session(engine, _alone(model), config, suite, world)
+    try:
+        settings = harness_settings(config, suite)
+        evaluation = evaluate(session, "source", suite, settings, output, world, progress)
+    finally:
+        session.close()
+    write_json(output / "run-summary.json", evaluation.summary)
+    return _keep(gates.evaluate_run(evaluation.summary), output), evaluation.results.scores()
+
+
+def check_serving(
+    config: Config, source: str, output: Path, world: World, progress: Progress
+) -> Verdict:
+    """Serve a checkpoint, compare its answers with those of ``source``, stop; ask gate_canary.
+
+    Raises:
+        Failure: the request cannot work, or the source cannot be served.
+        OSError: ``output`` exists already or cannot be written.
+    """
+    suite = load_suite(config.suite)
+    sides = Sides(source=resolve_model(source).path, candidate=resolve_model(config.model).path)
+    engine = config.engine.name or Engine.VLLM
+    _check_engine(engine, config, world)
+    output.mkdir(parents=True)
+    session = open_session(engine, sides, config, suite, world)
+    try:
+        evidence = session.answer_canary(suite.canary_prompts, output, progress)
+    finally:
+        session.close()
+    write_json(output / "canary.json", evidence)
+    return _keep(gates.evaluate_canary(evidence), output)
+
+
+def serve(
+    config: Config,
+    output: Path,
+    world: World,
+    progress: Progress,
+    announce: Callable[[Endpoint], None],
+) -> None:
+    """Serve a model with vLLM until interrupted; ``announce`` is called once it answers.
+
+    Raises:
+        Failure: the request cannot work, or the server does not get healthy or dies.
+        KeyboardInterrupt: stopped on request; the server has ended.
+    """
+    suite = load_suite(config.suite)
+    model = resolve_model(config.model)
+    _check_engine(Engine.VLLM, config, world)
+    output.mkdir(parents=True)
+    session = open_session(Engine.VLLM, _alone(model), config, suite, world)
+    assert isinstance(session, VllmSession)
+    try:
+        backend = session.backend("source", output, progress)
+        announce(
+            Endpoint(
+                base_url=backend["base_url"],
+                model=backend["served_name"],
+                api_key=session.secrets("source")["OPENAI_API_KEY"],
+            )
+        )
+        while True:
+            session.check("source")
+            time.sleep(CHECK_EVERY_S)
+    finally:
+        session.close()
+
+
+def _alone(model: Model) -> Sides:
+    return Sides(source=model.path, candidate=model.path)
+
+
+def _check_engine(engine: Engine, config: Config, world: World) -> None:
+    check_port(config)
+    needed = {
+        Engine.VLLM: [f"serve-{world.machine.device}", "evaluate"],
+        Engine.TRANSFORMERS: ["reference"],
+    }
+    for name in needed[engine]:
+        check_environment(world.environments, name)
+
+
+def _keep(verdict: Verdict, output: Path) -> Verdict:
+    write_json(output / "verdict.json", verdict.document())
+    return verdict
