@@ -24,7 +24,7 @@ Clock = Callable[[], datetime]
 
 
 def name_run(model: str, recipe: str, started: datetime, suffix: str) -> str:
-    """Name a run so that it sorts by time and says what it was: ``demo-int8-20260102-030405-1f2e``."""
+    """Name a run by what and when it was: ``demo-int8-20260102-030405-1f2e``."""
     words = f"{Path(model).name or model}-{Path(recipe).stem}".lower()
     slug = re.sub(r"[^a-z0-9.]+", "-", words).strip("-.")[:60]
     return f"{slug}-{started:%Y%m%d-%H%M%S}-{suffix}"
@@ -43,7 +43,6 @@ class StageRecord:
     attempts: int = 0
     started_at: datetime | None = None
     finished_at: datetime | None = None
-    log: Path | None = None
 
     @property
     def seconds(self) -> float | None:
@@ -103,6 +102,13 @@ class Journal:
         directory.mkdir(parents=True, exist_ok=True)
         return directory
 
+    def log_of(self, stage: Stage) -> Path | None:
+        """Return the log of the stage's latest attempt: its worker's, else a server's, or None."""
+        if self.stages[stage].attempts == 0:
+            return None
+        logs = sorted(self.attempt_dir(stage).glob("*.log"))
+        return next((log for log in logs if log.name == "stdout.log"), next(iter(logs), None))
+
     def start(self, stage: Stage) -> None:
         """Record that an attempt at ``stage`` begins."""
         record = self.stages[stage]
@@ -150,7 +156,6 @@ class Journal:
                     "attempts": record.attempts,
                     "started_at": record.started_at and timestamp(record.started_at),
                     "finished_at": record.finished_at and timestamp(record.finished_at),
-                    "log": record.log and str(record.log.relative_to(self.run_dir)),
                 }
                 for stage, record in self.stages.items()
             },

@@ -148,13 +148,13 @@ def test_worker_reads_a_request_and_returns_a_result(workers: Path, tmp_path: Pa
 
 FAILURES = [
     pytest.param(
-        'def main(request, progress):\n    raise WorkerFailure("MODEL_UNSUPPORTED", "no")\nrun(main)',
+        'def main(*_):\n    raise WorkerFailure("MODEL_UNSUPPORTED", "no")\nrun(main)',
         "MODEL_UNSUPPORTED",
         "no",
         id="classified",
     ),
     pytest.param(
-        'def main(request, progress):\n    raise KeyError("lost")\nrun(main)',
+        'def main(*_):\n    raise KeyError("lost")\nrun(main)',
         "INFRA_TRANSIENT",
         "KeyError: 'lost'",
         id="crash-shows-the-log",

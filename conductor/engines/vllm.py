@@ -18,7 +18,7 @@ from typing import Any
 
 from conductor.compatibility import Device
 from conductor.engines import CANARY_MAX_TOKENS, Sides
-from conductor.executors.local import Progress, SupervisedProcess, describe_status, tail
+from conductor.executors.local import SIGNALLED, Progress, SupervisedProcess, describe_status, tail
 from conductor.failure import Failure
 from gates import FailureClass
 
@@ -33,6 +33,7 @@ class Health(StrEnum):
 
     OK = "ok"
     DIED = "died"
+    KILLED = "killed"
     TIMEOUT = "timeout"
     PORT_TAKEN = "port_taken"
 
@@ -162,7 +163,7 @@ class VllmServer:
         # Whether the port was lost to somebody is asked of the port, not read from the log.
         if not port_is_free(self.port):
             return Health.PORT_TAKEN, f"port {self.port} was taken by another process"
-        return Health.DIED, (
+        return Health.KILLED if status > SIGNALLED else Health.DIED, (
             f"the server ended with {describe_status(status)} while loading; "
             f"its log is {self.log}, which ends:\n{tail(self.log)}"
         )
@@ -178,7 +179,7 @@ class VllmServer:
         if self._process.poll() is not None:
             return False
         try:
-            return self._get("/health").status_code == httpx.codes.OK
+            return bool(self._get("/health").status_code == httpx.codes.OK)
         except httpx.HTTPError:
             return False
 
@@ -204,7 +205,7 @@ class VllmServer:
             "logprobs": 1,
             "seed": self.settings.seed,
         }
-        answer = {"text": None, "tokens": [], "logprobs": [], "finish_reason": None}
+        answer: dict[str, Any] = {"text": None, "tokens": [], "logprobs": [], "finish_reason": None}
         try:
             response = httpx.post(
                 f"{self.base_url}/completions",

@@ -1,0 +1,1 @@
+"""Executors: where workers and servers run."""

@@ -30,7 +30,7 @@ def worker_environ(environ: Mapping[str, str], *, offline: bool) -> dict[str, st
     if not offline:
         known = environ.get("NO_PROXY") or environ.get("no_proxy")
         if known:
-            kept |= {name: f"{LOOPBACK_HOSTS},{known}" for name in ("NO_PROXY", "no_proxy")}
+            kept |= dict.fromkeys(("NO_PROXY", "no_proxy"), f"{LOOPBACK_HOSTS},{known}")
     kept |= {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
     if offline:
         kept |= dict.fromkeys(_OFFLINE, "1")

@@ -26,6 +26,7 @@ WORKERS = Path(__file__).parent.parent / "workers"
 GRACE_S = 10.0
 POLL_S = 0.1
 LOG_TAIL_LINES = 15
+SIGNALLED = 128  # an exit status above this is 128 + the signal that ended the process
 
 Progress = Callable[[int, int, str], None]
 
@@ -42,7 +43,7 @@ class SupervisedProcess:
         cwd: Path | None = None,
         grace_s: float = GRACE_S,
     ) -> None:
-        """Start ``command`` with exactly ``environ``; both output streams are appended to ``log``."""
+        """Start ``command`` with exactly ``environ``; what it prints is appended to ``log``."""
         self.log = log
         self._grace_s = grace_s
         with log.open("ab") as stream:
@@ -166,10 +167,10 @@ def _read_result(worker: Worker, stage_dir: Path, status: int) -> dict[str, Any]
 
 def describe_status(status: int) -> str:
     """Say an exit status in words: ``exit status 1``, ``SIGKILL (often: out of memory)``."""
-    if status <= 128:
+    if status <= SIGNALLED:
         return f"exit status {status}"
     try:
-        name = signal.Signals(status - 128).name
+        name = signal.Signals(status - SIGNALLED).name
     except ValueError:
         return f"exit status {status}"
     return f"{name} (often: out of memory)" if name == "SIGKILL" else name

@@ -11,6 +11,7 @@ that started a session of its own.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import select
@@ -37,10 +38,8 @@ def end_family(grace_s: float) -> None:
 
 
 def _signal(member: psutil.Process, number: signal.Signals) -> None:
-    try:
+    with contextlib.suppress(psutil.NoSuchProcess):
         member.send_signal(number)
-    except psutil.NoSuchProcess:
-        pass
 
 
 def main() -> int:
@@ -51,7 +50,7 @@ def main() -> int:
     # a terminal's Ctrl-C goes to the conductor, which is in another session.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(SIGNALLED + signal.SIGTERM))
     try:
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL)  # noqa: S603 - our own command
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
         exited = os.pidfd_open(child.pid)
         ready, _, _ = select.select([exited, sys.stdin.fileno()], [], [])
         if exited not in ready:

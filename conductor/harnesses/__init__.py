@@ -1,0 +1,1 @@
+"""Harnesses: the tools that ask questions and score answers."""

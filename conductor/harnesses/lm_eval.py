@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conductor.probes.lm_eval import MetricChoice
+from conductor.probes.lm_eval import NULL_ANSWER, MetricChoice
 from conductor.suites import Suite
 
 # What may differ between the two sides' requests: where the model is, and where results go.
 MAY_DIFFER = frozenset({"model_path", "base_url", "served_name", "output_dir"})
+
+# lm-eval scores an answer of null as an empty text; this makes it recognizable in the samples.
+HARNESS_ENVIRON: Mapping[str, str] = {"LMEVAL_MODEL_NONE_ANSWER_PLACEHOLDER": NULL_ANSWER}
 
 
 @dataclass(frozen=True, kw_only=True)

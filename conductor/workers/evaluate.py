@@ -16,6 +16,8 @@ from typing import Any
 from protocol import Progress, WorkerFailure, run, write_json
 
 REPORT_EVERY_S = 1.0
+# What stands for an answer of null, which lm-eval would otherwise score as an empty text.
+NULL_ANSWER = os.environ["LMEVAL_MODEL_NONE_ANSWER_PLACEHOLDER"]
 DRAWS = 0  # standard errors of means are exact; no bootstrap
 
 
@@ -77,16 +79,22 @@ def count_completion_tokens(samples: dict[str, Any], tasks: list[str], tokenizer
     """Return {task: {mean, count}} of completion lengths in tokens of the source tokenizer."""
     lengths = {}
     for task in tasks:
-        texts = {row["doc_id"]: row["resps"][0][0] for row in samples[task]}
-        tokens = tokenizer(list(texts.values()), add_special_tokens=False)["input_ids"]
-        counts = [len(ids) for ids in tokens]
-        lengths[task] = {"mean": sum(counts) / len(counts), "count": len(counts)}
+        answers = {row["doc_id"]: row["resps"][0][0] for row in samples[task]}
+        texts = [text for text in answers.values() if text != NULL_ANSWER]
+        if texts:
+            tokens = tokenizer(texts, add_special_tokens=False)["input_ids"]
+            mean = sum(len(ids) for ids in tokens) / len(texts)
+            lengths[task] = {"mean": mean, "count": len(texts)}
     return lengths
 
 
-def name_task(task: str, shots: int | None) -> str | dict[str, Any]:
-    """Name a task as lm-eval takes it; a number of shots overrides the task's own."""
-    return task if shots is None else {"task": task, "num_fewshot": shots}
+def load_tasks(manager: Any, shots: dict[str, int | None]) -> list[Any]:
+    """Load the tasks; a number of shots given by the suite overrides the task's own."""
+    tasks = manager.load(list(shots))["tasks"]
+    for name, task in tasks.items():
+        if shots[name] is not None:
+            task.set_config(key="num_fewshot", value=shots[name])
+    return list(tasks.values())
 
 
 def evaluate(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
@@ -117,7 +125,7 @@ def evaluate(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
     results = simple_evaluate(
         model=model,
         model_args=arguments,
-        tasks=[name_task(task, shots) for task, shots in request["tasks"].items()],
+        tasks=load_tasks(manager, request["tasks"]),
         batch_size=request["batch_size"],
         device=request["device"],
         limit=request["limit"],
