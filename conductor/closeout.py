@@ -18,7 +18,7 @@ from conductor.files import write_json
 from conductor.journal import Journal, timestamp
 from conductor.report import write_report
 from conductor.stages import STAGE_GATES, Release, environments_needed
-from conductor.tracking import log_release
+from conductor.tracking import Status, Tracking, log_release
 
 SCHEMA_VERSION = 1
 
@@ -34,10 +34,13 @@ def close_out(release: Release, progress: Progress) -> dict[str, Any]:
     run_dir = release.journal.run_dir
     write_json(run_dir / "env.json", environment_document(release))
     write_report(document, run_dir)
-    progress(0, 0, "logging to MLflow")
-    tracking = log_release(
-        document, run_dir, workspace=release.config.workspace, environ=release.world.environ
-    )
+    if release.resolved is None:
+        tracking = Tracking(status=Status.DISABLED, uri=None, detail="setup did not get through")
+    else:
+        progress(0, 0, "logging to MLflow")
+        tracking = log_release(
+            document, run_dir, workspace=release.config.workspace, environ=release.world.environ
+        )
     document["tracking"] = tracking.document()
     write_report(document, run_dir)
     return document
@@ -77,13 +80,7 @@ def report_document(release: Release) -> dict[str, Any]:
             "report_markdown": str(journal.run_dir / "report.md"),
             "report_html": str(journal.run_dir / "report.html"),
         },
-        "tracking": {
-            "status": "pending",
-            "uri": None,
-            "detail": "not tried yet",
-            "run_id": None,
-            "stage_run_ids": {},
-        },
+        "tracking": Tracking(status=Status.PENDING, uri=None, detail="not tried yet").document(),
         "versions": _versions(release),
         "deviations": _deviations(release),
     }

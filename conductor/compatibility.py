@@ -88,9 +88,17 @@ TABLE: tuple[Row, ...] = (
         Quantizer.LLMCOMPRESSOR,
         "INT8 FP8 INT4 NVFP4",
         Engine.TRANSFORMERS,
-        "cpu cuda",
+        "cpu",
         emulated=True,
         source=_TRIED,
+    ),
+    *_rows(
+        Quantizer.LLMCOMPRESSOR,
+        "INT8 FP8 INT4 NVFP4",
+        Engine.TRANSFORMERS,
+        "cuda",
+        emulated=True,
+        source="the same code as on a CPU; not run by this project yet",
     ),
 )
 

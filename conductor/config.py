@@ -16,13 +16,14 @@ from conductor.documents import read_yaml
 from conductor.failure import Failure
 from conductor.models import DEMO
 from gates import FailureClass
+from gates.criteria import SCORE_THRESHOLD
 
 DEFAULTS: Mapping[str, Any] = {
     "model": None,
     "recipe": None,
     "quantizer": None,
     "suite": None,
-    "threshold": 0.01,
+    "threshold": SCORE_THRESHOLD,
     "relative": False,
     "workspace": "day0-workspace",
     "seed": 0,

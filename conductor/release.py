@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import yaml
 from tenacity import RetryCallState, Retrying
 
 from conductor.chain import Stage, State, next_stage
 from conductor.closeout import close_out
 from conductor.config import Config
 from conductor.failure import Failure
-from conductor.files import write_json
+from conductor.files import write_json, write_text
 from conductor.journal import Clock, Journal
 from conductor.stages import STAGE_FUNCTIONS, Release, World
 from gates import TRIAGE, FailureClass, Triage, Verdict
@@ -64,10 +65,15 @@ class Conductor:
         journal = Journal.create(
             run_dir, clock=self.clock, model=config.model, recipe=config.recipe
         )
+        resolved = yaml.safe_dump(config.document(), sort_keys=False)
+        write_text(run_dir / "config.resolved.yaml", resolved)
         release = Release(config=config, journal=journal, world=self.world)
         try:
             while (stage := next_stage(journal.states)) not in (None, Stage.CLOSEOUT):
                 self._run_stage(release, stage)
+        except KeyboardInterrupt:
+            journal.record("release_stopped")
+            raise
         finally:
             if release.session:
                 release.session.close()
