@@ -28,7 +28,7 @@ docs: .venv/.installed
 	$(BIN)/python -m conductor.reference docs/reference
 
 environments: .venv/.installed
-	@$(BIN)/python -m conductor.environments build --for-this-machine
+	@$(BIN)/python -m conductor.environments build
 
 .venv/.installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

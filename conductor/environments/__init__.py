@@ -1,0 +1,1 @@
+"""The locked environments that workers run in, and their builder."""
