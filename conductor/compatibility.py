@@ -8,7 +8,7 @@ FP8 export, drops its scales with a warning, and answers garbage.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -121,6 +121,15 @@ REASONS: dict[tuple[Quantizer, str, Engine], str] = {
 }
 
 
+def rows_for(bucket: str, device: Device, quantizers: Collection[Quantizer]) -> list[Row]:
+    """Return what can answer for a format on a device, the best first."""
+    return [
+        row
+        for row in TABLE
+        if row.bucket == bucket and row.device is device and row.quantizer in quantizers
+    ]
+
+
 def choose(
     bucket: str,
     device: Device,
@@ -141,13 +150,9 @@ def choose(
     Raises:
         Failure: USER_CONFIG_ERROR when no row fits; the message says why and what would work.
     """
-    possible = [row for row in TABLE if row.bucket == bucket and row.quantizer in quantizers]
+    here = rows_for(bucket, device, quantizers)
     fitting = [
-        row
-        for row in possible
-        if row.device is device
-        and quantizer in (None, row.quantizer)
-        and engine in (None, row.engine)
+        row for row in here if quantizer in (None, row.quantizer) and engine in (None, row.engine)
     ]
     if fitting:
         return fitting[0]
@@ -161,11 +166,11 @@ def choose(
         for (who, what, where), reason in REASONS.items()
         if what == bucket and quantizer in (None, who) and engine in (None, where)
     ]
-    here = [row for row in possible if row.device is device]
+    elsewhere = [row for other in Device for row in rows_for(bucket, other, quantizers)]
     remedy = (
         f"these work here: {_describe(here)}"
         if here
-        else f"nothing works on {device}; elsewhere these do: {_describe(possible)}"
+        else f"nothing works on {device}; elsewhere these do: {_describe(elsewhere)}"
     )
     raise Failure(
         FailureClass.USER_CONFIG_ERROR,

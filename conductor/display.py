@@ -104,8 +104,9 @@ class PlainDisplay:
         now = time.monotonic()
         if now - self._reported >= PLAIN_EVERY_S:
             self._reported = now
+            stage = f"{self._stage}: " if self._stage else ""
             count = f" {done}/{total}" if total else ""
-            self._line(f"{self._stage}: {doing}{count} ({now - self._started:.0f} s)")
+            self._line(f"{stage}{doing}{count} ({now - self._started:.0f} s)")
 
     def stage_finished(self, stage: Stage, state: State, detail: str) -> None:
         """Say how a stage ended."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import gates
 from conductor import quantizers
-from conductor.compatibility import Engine, Quantizer
+from conductor.compatibility import Device, Engine, Quantizer, rows_for
 from conductor.config import Config
 from conductor.engines import Sides
 from conductor.engines.vllm import VllmSession
@@ -34,7 +34,7 @@ from conductor.stages import (
     read_checkpoint,
 )
 from conductor.suites import load_suite
-from gates import FailureClass, Verdict
+from gates import FailureClass, Recipe, Verdict
 
 CHECK_EVERY_S = 1.0
 
@@ -56,7 +56,7 @@ def quantize_only(config: Config, output: Path, world: World, progress: Progress
         OSError: ``output`` exists already or cannot be written.
     """
     recipe = quantizers.find_recipe(config.recipe)
-    quantizer = _choose_quantizer(config)
+    quantizer = _choose_quantizer(config, recipe, world.machine.device)
     planned = quantizers.plan(quantizer, config.recipe, calibration_of(config))
     model = resolve_model(config.model)
     check_environment(world.environments, "quantize")
@@ -74,16 +74,17 @@ def quantize_only(config: Config, output: Path, world: World, progress: Progress
     return _keep(judge_checkpoint(summary, recipe), output)
 
 
-def _choose_quantizer(config: Config) -> Quantizer:
+def _choose_quantizer(config: Config, recipe: Recipe, device: Device) -> Quantizer:
+    """Return the quantizer asked for, else the one whose export this device can serve best."""
     able = quantizers.able(config.recipe)
     if config.quantizer in able:
         return config.quantizer
-    if config.quantizer is None and able:
-        return able[0]
-    raise Failure(
-        FailureClass.USER_CONFIG_ERROR,
-        f"{config.quantizer} cannot carry out recipe {config.recipe}; these can: {', '.join(able)}",
-    )
+    if config.quantizer is not None:
+        raise Failure(
+            FailureClass.USER_CONFIG_ERROR,
+            f"{config.quantizer} cannot carry out recipe {config.recipe}; {', '.join(able)} can",
+        )
+    return next((row.quantizer for row in rows_for(recipe.bucket, device, able)), able[0])
 
 
 def evaluate_only(

@@ -21,30 +21,34 @@ NULL_ANSWER = os.environ["LMEVAL_MODEL_NONE_ANSWER_PLACEHOLDER"]
 DRAWS = 0  # standard errors of means are exact; no bootstrap
 
 
-def count_progress(progress: Progress) -> None:
+def report_progress_bars(progress: Progress) -> None:
     """Make the progress bars of lm-eval's models report to the conductor."""
+    import lm_eval.models.api_models as api_models
     import tqdm
+    import tqdm.asyncio
 
     reported = 0.0
 
-    class ReportingBar(tqdm.tqdm):  # type: ignore[misc]
-        def update(self, n: float | None = 1) -> bool | None:
-            nonlocal reported
-            shown = super().update(n)
-            now = time.monotonic()
-            if self.total and now - reported >= REPORT_EVERY_S:
-                reported = now
-                progress(int(self.n), int(self.total), self.desc or "requests")
-            return shown
+    def reporting(bar: Any) -> Any:
+        class ReportingBar(bar):  # type: ignore[misc]
+            def update(self, n: float | None = 1) -> bool | None:
+                nonlocal reported
+                shown: bool | None = super().update(n)
+                now = time.monotonic()
+                if self.total and now - reported >= REPORT_EVERY_S:
+                    reported = now
+                    progress(int(self.n), int(self.total), self.desc or "requests")
+                return shown
 
-    import lm_eval.models.api_models as api_models
+        return ReportingBar
 
-    api_models.tqdm = ReportingBar
+    api_models.tqdm = reporting(tqdm.tqdm)
+    api_models.tqdm_asyncio = reporting(tqdm.asyncio.tqdm_asyncio)
     try:
         import lm_eval.models.huggingface as huggingface
     except ImportError:  # the environment for endpoints has no torch
         return
-    huggingface.tqdm = ReportingBar
+    huggingface.tqdm = reporting(tqdm.tqdm)
 
 
 def model_arguments(request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -105,7 +109,7 @@ def evaluate(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
     from lm_eval.loggers import EvaluationTracker
     from lm_eval.tasks import TaskManager
 
-    count_progress(progress)
+    report_progress_bars(progress)
     include_path = request["include_path"]
     if include_path:
         os.chdir(include_path)  # task files name their data relative to their own directory
