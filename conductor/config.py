@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from conductor.compatibility import Engine, Quantizer
-from conductor.documents import read_yaml
+from conductor.documents import read_yaml, validate
 from conductor.failure import Failure
 from conductor.models import DEMO
 from gates import FailureClass
@@ -116,9 +116,9 @@ def load_config(
     if path is not None:
         document = read_yaml(path, schema="config", what="configuration")
         values |= {name: (value, str(path)) for name, value in _flatten(document).items()}
-    values |= {
-        name: (value, "command line") for name, value in options.items() if value is not None
-    }
+    given = {name: value for name, value in options.items() if value is not None}
+    validate(_nest(given), schema="config", where="command line")
+    values |= {name: (value, "command line") for name, value in given.items()}
     for name in required:
         if values[name][0] is None:
             raise Failure(
@@ -143,6 +143,14 @@ def _flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{name}"] = value
     return flat
+
+
+def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    document: dict[str, Any] = {}
+    for name, value in flat.items():
+        section, _, key = name.rpartition(".")
+        (document.setdefault(section, {}) if section else document)[key] = value
+    return document
 
 
 def _build(values: Mapping[str, tuple[Any, str]]) -> Config:

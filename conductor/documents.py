@@ -6,6 +6,7 @@ Every error names the file, the field and the remedy.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -30,30 +31,39 @@ def read_yaml(path: Path, *, schema: str, what: str) -> dict[str, Any]:
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise _refuse(what, path, f"cannot be read ({error.strerror}); check the path") from None
+        raise _refuse(
+            f"{what} {path}", f"cannot be read ({error.strerror}); check the path"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise _refuse(what, path, f"is not valid YAML: {' '.join(str(error).split())}") from None
+        raise _refuse(
+            f"{what} {path}", f"is not valid YAML: {' '.join(str(error).split())}"
+        ) from None
     if not isinstance(document, dict):
-        raise _refuse(what, path, "must be a mapping of names to values")
-    _validate(document, schema=schema, what=what, path=path)
+        raise _refuse(f"{what} {path}", "must be a mapping of names to values")
+    validate(document, schema=schema, where=f"{what} {path}")
     return document
 
 
-def _validate(document: dict[str, Any], *, schema: str, what: str, path: Path) -> None:
+def validate(document: Mapping[str, Any], *, schema: str, where: str) -> None:
+    """Check a document's shape against ``gates/schemas/<schema>.json``.
+
+    Raises:
+        Failure: USER_CONFIG_ERROR naming ``where`` and every field that is wrong.
+    """
     import jsonschema_rs
 
     text = resources.files("gates").joinpath(f"schemas/{schema}.json").read_text("utf-8")
     try:
         errors = list(jsonschema_rs.validator_for(json.loads(text)).iter_errors(document))
     except (TypeError, ValueError, OverflowError) as error:
-        raise _refuse(what, path, f"holds a value that JSON cannot: {error}") from None
+        raise _refuse(where, f"holds a value that JSON cannot: {error}") from None
     if errors:
         problems = [
             f"{'.'.join(map(str, error.instance_path)) or 'the document'}: {error.message}"
             for error in errors
         ]
-        raise _refuse(what, path, "; ".join(problems))
+        raise _refuse(where, "; ".join(problems))
 
 
-def _refuse(what: str, path: Path, problem: str) -> Failure:
-    return Failure(FailureClass.USER_CONFIG_ERROR, f"{what} {path}: {problem}")
+def _refuse(where: str, problem: str) -> Failure:
+    return Failure(FailureClass.USER_CONFIG_ERROR, f"{where}: {problem}")

@@ -65,3 +65,9 @@ def test_bad_files_are_refused_by_name(tmp_path: Path, text: str, words: str) ->
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Failure, match=r"absent\.yaml.*check the path"):
         load_config(tmp_path / "absent.yaml", {})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.1, 1.1])
+def test_bad_options_are_refused_before_anything_runs(value: float) -> None:
+    with pytest.raises(Failure, match=r"command line: .*"):
+        load_config(None, {"model": "demo", "recipe": "int8", "threshold": value})
