@@ -28,9 +28,7 @@ def pick(
         ("INT8", Device.CUDA, Quantizer.LLMCOMPRESSOR, Engine.VLLM),
     ],
 )
-def test_the_table_picks(
-    bucket: str, device: Device, quantizer: Quantizer, engine: Engine
-) -> None:
+def test_the_table_picks(bucket: str, device: Device, quantizer: Quantizer, engine: Engine) -> None:
     row = pick(bucket, device)
     assert (row.quantizer, row.engine) == (quantizer, engine)
 

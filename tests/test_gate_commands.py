@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import resource
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -303,26 +299,3 @@ def test_any_bytes_are_answered_in_json(
     code, document = ask(main, arguments.format(path))
     assert code in (1, 2)
     assert not document["pass"]
-
-
-def cpu_seconds(arguments: list[str], environ: dict[str, str], repeat: int = 5) -> float:
-    """Return the least CPU time, user and system, that the interpreter took."""
-    taken = []
-    for _ in range(repeat + 1):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, *arguments], env=environ, check=False, capture_output=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    return min(taken[1:])
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_is_cheap(command: str, tmp_path: Path) -> None:
-    """At most twice a bare script's CPU time plus 100 ms, with bytecode as an installation has."""
-    environ = {**os.environ, "PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    _, arguments, name = COMMANDS[command]
-    argv = arguments.format(DATA / f"{name}.json").split()
-    code = f"from conductor.gate_commands import {command}_main as main; main({argv!r})"
-    bare = cpu_seconds(["-c", "import json, argparse"], environ)
-    assert cpu_seconds(["-c", code], environ) <= 2 * bare + 0.1
