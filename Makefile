@@ -2,8 +2,7 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-export DAY0_ENVIRONMENTS ?= $(CURDIR)/.day0/environments
-WORKSPACE ?= .day0/workspace
+WORKSPACE ?= day0-workspace
 RECIPE ?= int8
 
 .PHONY: demo test test-fast lint types docs environments clean
@@ -40,4 +39,4 @@ environments: .venv/.installed
 	@touch $@
 
 clean:
-	rm -rf .venv .day0
+	rm -rf .venv

@@ -7,6 +7,7 @@ or an unusable request is a :class:`Failure`. No threshold lives here.
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -205,7 +206,7 @@ def check_environment(environments: Environments, name: str) -> None:
         raise Failure(
             FailureClass.SYSTEMIC,
             f"the {name!r} environment under {environments.root} is {status}; build it with "
-            f"`python -m conductor.environments build {name}`",
+            f"`{sys.executable} -m conductor.environments build {name}`",
         )
 
 
