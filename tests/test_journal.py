@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from conductor.chain import Stage, State
+from conductor.documents import validate
 from conductor.journal import Journal, name_run, timestamp
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -76,8 +77,11 @@ def test_a_run_directory_is_never_reused(journal: Journal) -> None:
 
 
 def test_outcome_is_in_the_manifest(journal: Journal) -> None:
+    journal.start(Stage.SETUP)
+    journal.finish(Stage.SETUP, State.DONE)
     journal.close(decision="ACCEPT", exit_code=0)
     manifest = json.loads((journal.run_dir / "manifest.json").read_text())
+    validate(manifest, schema="manifest", where="manifest.json")
     assert manifest["decision"] == "ACCEPT"
     assert events(journal)[-1]["event"] == "release_finished"
 
