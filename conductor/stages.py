@@ -138,18 +138,16 @@ def run_setup(release: Release, progress: Progress) -> dict[str, Verdict]:
         quantizer=config.quantizer,
         engine=config.engine.name,
     )
-    model = resolve_model(config.model)
-    release.resolved = Plan(
-        model=model,
-        recipe=recipe,
-        suite=suite,
-        row=row,
-        quantize_request=quantizers.plan(row.quantizer, config.recipe, calibration_of(config)),
-    )
+    quantize_request = quantizers.plan(row.quantizer, config.recipe, calibration_of(config))
     check_port(config)
-    check_disk(config.workspace, model)
     for name in environments_needed(row):
         check_environment(release.world.environments, name)
+    progress(0, 0, "finding the model")
+    model = resolve_model(config.model)
+    check_disk(config.workspace, model)
+    release.resolved = Plan(
+        model=model, recipe=recipe, suite=suite, row=row, quantize_request=quantize_request
+    )
     return {}
 
 
