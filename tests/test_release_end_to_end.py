@@ -34,6 +34,8 @@ def test_int8_on_vllm_is_accepted(workspace: Path) -> None:
     assert len(report["tasks"]) >= 4
     assert all(task["samples"] >= 500 for task in report["tasks"])
     assert all(0.5 < task["baseline"] <= 1.0 for task in report["tasks"])
+    assert all(0 < task["baseline_stderr"] < 0.05 for task in report["tasks"])
+    assert all(0 < task["candidate_stderr"] < 0.05 for task in report["tasks"])
     for name in ("report.json", "report.md", "report.html", "manifest.json", "env.json"):
         assert (Path(report["paths"]["run"]) / name).stat().st_size > 0
     assert report["tracking"]["status"] == "logged"

@@ -18,7 +18,7 @@ from protocol import Progress, WorkerFailure, run, write_json
 REPORT_EVERY_S = 1.0
 # What stands for an answer of null, which lm-eval would otherwise score as an empty text.
 NULL_ANSWER = os.environ["LMEVAL_MODEL_NONE_ANSWER_PLACEHOLDER"]
-DRAWS = 0  # standard errors of means are exact; no bootstrap
+BOOTSTRAP_DRAWS = 1000  # for metrics that are no means; standard errors of means are exact
 
 
 def report_progress_bars(progress: Progress) -> None:
@@ -138,7 +138,7 @@ def evaluate(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
         task_manager=manager,
         evaluation_tracker=tracker,
         log_samples=True,
-        bootstrap_iters=DRAWS,
+        bootstrap_iters=BOOTSTRAP_DRAWS,
         random_seed=request["seed"],
         numpy_random_seed=request["seed"],
         torch_random_seed=request["seed"],
