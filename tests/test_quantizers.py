@@ -16,9 +16,10 @@ from conductor import quantizers
 from conductor.compatibility import Quantizer
 from conductor.environments.builder import Environments
 from conductor.failure import Failure
+from conductor.probes.checkpoint import probe_checkpoint
 from conductor.quantizers import llmcompressor, modelopt
 from conductor.quantizers.recipe_files import PROBES, RecipeError, read_recipe_file
-from gates import RECIPES, FailureClass
+from gates import RECIPES, FailureClass, evaluate_checkpoint
 from gates.criteria import MODULE_KINDS
 
 REPOSITORY = Path(__file__).parent.parent
@@ -515,6 +516,21 @@ def test_exported_layers(outcomes: Outcomes, name: str) -> None:
     assert result["matched"] == quantized
     assert (quantized == 0) is (name == "nvfp4_experts_only")
     assert Path(result["checkpoint"]) == directory / "out" / name
+
+
+@pytest.mark.tools
+@pytest.mark.parametrize("held_against", RECIPES)
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_gate_knows_every_export(outcomes: Outcomes, name: str, held_against: str) -> None:
+    """An export passes for its own recipe, and for one that means the same of the checkpoint."""
+    recipe, other = RECIPES[name], RECIPES[held_against]
+    summary = probe_checkpoint(Path(outcomes[1][name]["checkpoint"]), MODEL, other)
+    verdict = evaluate_checkpoint(summary)
+    dense = [set(each.quantizes) - {"experts"} for each in (recipe, other)]
+    same = (recipe.bucket, dense[0]) == (other.bucket, dense[1])
+    assert verdict.passed is (same and bool(dense[0])), verdict.detail
+    if name == held_against == "nvfp4_experts_only":
+        assert verdict.failure_class == "MODEL_UNSUPPORTED"
 
 
 @pytest.mark.tools

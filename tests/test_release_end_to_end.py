@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import descendants_with, run_day0
@@ -38,8 +39,28 @@ def test_int8_on_vllm_is_accepted(workspace: Path) -> None:
     assert all(0 < task["candidate_stderr"] < 0.05 for task in report["tasks"])
     for name in ("report.json", "report.md", "report.html", "manifest.json", "env.json"):
         assert (Path(report["paths"]["run"]) / name).stat().st_size > 0
-    assert report["tracking"]["status"] == "logged"
-    assert report["tracking"]["run_id"]
+    assert_tracked(report)
+
+
+def assert_tracked(report: dict[str, Any]) -> None:
+    """Read the release back from the tracking store that its report names."""
+    from mlflow import MlflowClient
+
+    tracking = report["tracking"]
+    assert tracking["status"] == "logged"
+    client = MlflowClient(tracking_uri=tracking["uri"])
+    parent = client.get_run(tracking["run_id"])
+    assert parent.data.tags["day0.decision"] == report["decision"]
+    assert parent.data.params["recipe"] == report["recipe"]["name"]
+    for task in report["tasks"]:
+        assert parent.data.metrics[f"baseline/{task['task']}"] == task["baseline"]
+        assert parent.data.metrics[f"candidate_stderr/{task['task']}"] == task["candidate_stderr"]
+    for stage, run_id in tracking["stage_run_ids"].items():
+        assert client.get_run(run_id).data.tags["mlflow.parentRunId"] == tracking["run_id"], stage
+    assert len(tracking["stage_run_ids"]) == 6
+    assert {file.path for file in client.list_artifacts(tracking["run_id"])} >= {
+        *("report.html", "report.json", "report.md", "verdicts")
+    }
 
 
 def test_nvfp4_on_the_reference_engine_regresses(workspace: Path) -> None:
