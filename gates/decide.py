@@ -219,7 +219,7 @@ def decide(
     return Outcome(
         decision=Decision.ACCEPT,
         failure_class=None,
-        reasons=tuple(f"{gate}: {verdict.detail}" for gate, verdict in verdicts.items()),
+        reasons=(f"all {len(verdicts)} gates passed: {', '.join(verdicts)}",),
         next_action="Publish the checkpoint.",
         exit_code=0,
     )

@@ -704,7 +704,7 @@ def outcome_of(*failures: FailureClass) -> Outcome:
 def test_decision_is_accept_only_when_every_required_gate_passes() -> None:
     outcome = decide(ALL_PASS)
     assert (outcome.decision, outcome.exit_code, outcome.publish) == ("ACCEPT", 0, "publish")
-    assert len(outcome.reasons) == len(REQUIRED_GATES)
+    assert all(gate in outcome.reasons[0] for gate in REQUIRED_GATES)
 
 
 @pytest.mark.parametrize("gate", REQUIRED_GATES)
