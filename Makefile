@@ -24,7 +24,7 @@ types: .venv/.installed
 	$(BIN)/mypy
 
 docs: .venv/.installed
-	$(BIN)/python -m conductor.reference docs/reference
+	$(BIN)/python -m conductor.reference_pages docs/reference
 
 environments: .venv/.installed
 	@$(BIN)/python -m conductor.environments build

@@ -1,4 +1,4 @@
-"""The ``day0`` command. The only module that prints or exits, apart from the gate commands."""
+"""The ``day0`` command: the place where a release is printed and turned into an exit code."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import secrets
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -69,7 +70,9 @@ SeedOption = Annotated[int | None, typer.Option(help="One seed for everything. [
 LimitOption = Annotated[
     int | None, typer.Option(help="Evaluate only the first N documents of a task.", min=1)
 ]
-OutputOption = Annotated[Path, typer.Option(help="A directory that does not exist yet.")]
+OutputOption = Annotated[
+    Path, typer.Option(help="A directory that does not exist yet.", resolve_path=True)
+]
 
 
 @app.command()
@@ -119,13 +122,14 @@ def release(
         "seed": seed,
         "limit": limit,
     }
-    with _ending_well(), _display() as display:
-        document = _run_release(_load(config, options), display)
-    if as_json:
-        print(json.dumps(document, indent=2))
-    else:
-        _print_summary(document)
-    raise typer.Exit(document["exit_code"])
+    with _ending_well():
+        with _display() as display:
+            document = _run_release(_load(config, options), display)
+        if as_json:
+            print(json.dumps(document, indent=2))
+        else:
+            _print_summary(document)
+        raise typer.Exit(document["exit_code"])
 
 
 @app.command(epilog=SINGLE_STAGE_EXITS)
@@ -152,12 +156,11 @@ def ptq(
         "calibration.data": calibration,
         "seed": seed,
     }
-    with _ending_well(), _display() as display:
-        resolved = _load(config, options)
-        verdict = quantize_only(
-            resolved, output, World.find(dict(os.environ)), display.stage_progress
-        )
-    _print_verdict(verdict)
+    with _ending_well():
+        with _display() as display:
+            resolved, world = _load(config, options), World.find(dict(os.environ))
+            verdict = quantize_only(resolved, output, world, display.stage_progress)
+        _print_verdict(verdict)
 
 
 @app.command(epilog=SINGLE_STAGE_EXITS)
@@ -221,12 +224,11 @@ def evaluate(
         "seed": seed,
         "limit": limit,
     }
-    with _ending_well(), _display() as display:
-        resolved = _load(config, options, ("model",))
-        verdict, scores = evaluate_only(
-            resolved, output, World.find(dict(os.environ)), display.stage_progress
-        )
-    _print_verdict(verdict, scores=scores)
+    with _ending_well():
+        with _display() as display:
+            resolved, world = _load(config, options, ("model",)), World.find(dict(os.environ))
+            verdict, scores = evaluate_only(resolved, output, world, display.stage_progress)
+        _print_verdict(verdict, scores=scores)
 
 
 def _load(
@@ -265,7 +267,9 @@ def _display() -> Iterator[LiveDisplay | PlainDisplay]:
 @contextmanager
 def _ending_well() -> Iterator[None]:
     """Turn what may stop a command into one message and a documented exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    # Also where a shell started us with SIGINT ignored, as it does for background jobs.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _interrupt)
     try:
         yield
     except Failure as failure:
@@ -275,6 +279,12 @@ def _ending_well() -> Iterator[None]:
         _stop(EXIT_UNUSABLE, f"error: {error.filename} exists already; name another directory")
     except OSError as error:
         _stop(EXIT_SYSTEMIC, f"error: {error.strerror or error}: {error.filename}")
+    except typer.Exit:
+        raise
+    except Exception as error:
+        # An exit code of 1 says REGRESSION; a defect of ours must not look like one.
+        traceback.print_exc(limit=-3)
+        _stop(EXIT_SYSTEMIC, f"error: a defect of day0: {type(error).__name__}: {error}")
     except KeyboardInterrupt:
         _stop(EXIT_STOPPED, "stopped on request; every process that was started has ended")
 

@@ -7,6 +7,7 @@ the stages left.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -17,8 +18,10 @@ from conductor.executors.local import Progress
 from conductor.files import write_json
 from conductor.journal import Journal, timestamp
 from conductor.report import write_report
-from conductor.stages import STAGE_GATES, Release, environments_needed
-from conductor.tracking import Status, Tracking, log_release
+from conductor.stages import STAGE_GATES, Plan, Release, environments_needed
+from conductor.tracking import Tracking, TrackingStatus, log_release
+from gates import FailureClass
+from gates.criteria import SCORE_THRESHOLD
 
 SCHEMA_VERSION = 1
 
@@ -26,24 +29,49 @@ SCHEMA_VERSION = 1
 def close_out(release: Release, progress: Progress) -> dict[str, Any]:
     """Decide, write the report, log to the tracking server; return the report document.
 
-    The report is written before tracking is tried, and again with the run IDs: a tracking server
-    that hangs or dies cannot cost the report.
+    The report is written before tracking is tried, and again with the run IDs. A failure to write
+    it does not cost a decision, unless that is ACCEPT: publishing needs the evidence on disk.
     """
     progress(0, 0, "deciding")
     document = report_document(release)
     run_dir = release.journal.run_dir
-    write_json(run_dir / "env.json", environment_document(release))
-    write_report(document, run_dir)
-    if release.resolved is None:
-        tracking = Tracking(status=Status.DISABLED, uri=None, detail="setup did not get through")
-    else:
-        progress(0, 0, "logging to MLflow")
-        tracking = log_release(
-            document, run_dir, workspace=release.config.workspace, environ=release.world.environ
-        )
-    document["tracking"] = tracking.document()
-    write_report(document, run_dir)
+    try:
+        write_json(run_dir / "env.json", environment_document(release))
+        write_report(document, run_dir)
+        document["tracking"] = _track(release, document, progress).document()
+        write_report(document, run_dir)
+    except Exception as error:
+        _note_unwritten(document, error)
     return document
+
+
+def _note_unwritten(document: dict[str, Any], error: Exception) -> None:
+    """Say that the report is not whole; an ACCEPT that nobody can read up is withdrawn."""
+    problem = f"the report could not be written: {type(error).__name__}: {error}"
+    document["deviations"].append(problem)
+    if document["decision"] is gates.Decision.ACCEPT:
+        document |= {
+            "decision": None,
+            "exit_code": 5,
+            "failure_class": FailureClass.SYSTEMIC,
+            "reasons": [problem],
+            "next_action": gates.TRIAGE[FailureClass.SYSTEMIC].next_action,
+            "publish": "needs-human",
+        }
+
+
+def _track(release: Release, document: dict[str, Any], progress: Progress) -> Tracking:
+    if release.resolved is None:
+        return Tracking(
+            status=TrackingStatus.DISABLED, uri=None, detail="setup did not get through"
+        )
+    progress(0, 0, "logging to MLflow")
+    return log_release(
+        document,
+        release.journal.run_dir,
+        workspace=release.config.workspace,
+        environ=release.world.environ,
+    )
 
 
 def report_document(release: Release) -> dict[str, Any]:
@@ -62,7 +90,7 @@ def report_document(release: Release) -> dict[str, Any]:
         "failure_class": outcome.failure_class,
         "reasons": list(outcome.reasons),
         "next_action": outcome.next_action,
-        "publish": outcome.publish,
+        "publish": _publish(outcome, config.limit),
         **_what(release),
         "threshold": config.threshold,
         "relative": config.relative,
@@ -80,23 +108,45 @@ def report_document(release: Release) -> dict[str, Any]:
             "report_markdown": str(journal.run_dir / "report.md"),
             "report_html": str(journal.run_dir / "report.html"),
         },
-        "tracking": Tracking(status=Status.PENDING, uri=None, detail="not tried yet").document(),
+        "tracking": Tracking(
+            status=TrackingStatus.PENDING, uri=None, detail="not tried yet"
+        ).document(),
         "versions": _versions(release),
         "deviations": _deviations(release),
     }
 
 
 def _outcome(release: Release) -> gates.Outcome:
-    plan = release.resolved
-    has_lengths = plan is None or bool(plan.suite.generation_tasks)
-    return gates.decide(
+    outcome = gates.decide(
         release.verdicts,
         [
-            gates.Failure(stage=stage, failure_class=f.failure_class, message=f.message)
+            gates.StageFailure(stage=stage, failure_class=f.failure_class, message=f.message)
             for stage, f in release.failures
         ],
-        required=tuple(gate for gate in gates.REQUIRED_GATES if has_lengths or gate != "verbosity"),
+        required=_required_gates(release.resolved, release.config.limit),
     )
+    if outcome.decision is gates.Decision.ACCEPT and release.config.limit is not None:
+        return replace(
+            outcome,
+            next_action="Release again without --limit before publishing: only the first "
+            f"{release.config.limit} documents of each task were asked.",
+        )
+    return outcome
+
+
+def _required_gates(plan: Plan | None, limit: int | None) -> tuple[str, ...]:
+    """Return the gates that an ACCEPT needs: all whose evidence the suite can give."""
+    without = set()
+    if plan is not None and not plan.suite.generation_tasks:
+        without.add("verbosity")
+    if limit is not None or (plan is not None and not plan.suite.references):
+        without.add("external")
+    return tuple(gate for gate in gates.REQUIRED_GATES if gate not in without)
+
+
+def _publish(outcome: gates.Outcome, limit: int | None) -> str:
+    """Return what to do with the checkpoint; a few documents of each task show too little."""
+    return outcome.publish if limit is None or outcome.exit_code else "needs-human"
 
 
 def _what(release: Release) -> dict[str, Any]:
@@ -139,6 +189,7 @@ def _what(release: Release) -> dict[str, Any]:
             "quantizer": plan.row.quantizer,
             "scheme": plan.quantize_request["scheme"],
             "summary": plan.recipe.summary,
+            "calibration": release.calibration,
         },
         "engine": {
             "name": plan.row.engine,
@@ -233,10 +284,12 @@ def _tasks(release: Release) -> list[dict[str, Any]]:
 def _settings(release: Release) -> dict[str, Any]:
     verdict = release.verdicts.get("conditions")
     if verdict is None:
-        return {"compared": [], "differences": []}
+        return {"compared": [], "differences": [], "values": {}}
+    equal = [check for check in verdict.checks if check.passed]
     return {
-        "compared": [check.subject for check in verdict.checks if check.passed],
+        "compared": [check.subject for check in equal],
         "differences": [check.detail for check in verdict.checks if not check.passed],
+        "values": {check.subject: str(check.observed) for check in equal},
     }
 
 
@@ -250,17 +303,34 @@ def _versions(release: Release) -> dict[str, dict[str, str]]:
 
 
 def _deviations(release: Release) -> list[str]:
-    """Say where this release departed from a plain one: retries, emulation, fewer samples."""
-    deviations = [
+    """Say where this release departed from a plain one, and what it did not measure."""
+    config, plan = release.config, release.resolved
+    found = [
         f"{stage}: {record.attempts} attempts"
         for stage, record in release.journal.stages.items()
         if record.attempts > 1
     ]
-    if release.config.limit is not None:
-        deviations.append(f"only the first {release.config.limit} documents of each task (--limit)")
-    if release.resolved and release.resolved.row.emulated:
-        deviations.append("low-precision arithmetic was emulated, not run on its own hardware")
-    return deviations
+    if config.limit is not None:
+        found.append(f"only the first {config.limit} documents of each task were asked (--limit)")
+    if config.threshold > SCORE_THRESHOLD:
+        found.append(f"threshold {config.threshold:g} is above the usual {SCORE_THRESHOLD:g}")
+    if config.relative:
+        found.append("drops were taken relative to the baseline (--relative)")
+    if config.engine.arguments:
+        found.append(f"further engine arguments: {' '.join(config.engine.arguments)}")
+    if config.calibration.data and release.calibration and not release.calibration["samples"]:
+        found.append(f"calibration data {config.calibration.data} was not used: no need for it")
+    if plan and plan.row.emulated:
+        found.append("low-precision arithmetic was emulated, not run on its own hardware")
+    if plan:
+        verified = plan.suite.references if config.limit is None else {}
+        unverified = [name for name in plan.suite.tasks if name not in verified]
+        if unverified:
+            found.append(f"not compared with a published score: {', '.join(unverified)}")
+    verbosity = release.verdicts.get("verbosity")
+    if verbosity and verbosity.not_comparable:
+        found.append(f"length of answers not compared: {', '.join(verbosity.not_comparable)}")
+    return found
 
 
 def environment_document(release: Release) -> dict[str, Any]:

@@ -102,6 +102,12 @@ TABLE: tuple[Row, ...] = (
     ),
 )
 
+# What a checkpoint's configuration calls the quantizer that wrote it.
+_METHODS: dict[str, Quantizer] = {
+    "modelopt": Quantizer.MODELOPT,
+    "compressed-tensors": Quantizer.LLMCOMPRESSOR,
+}
+
 # Why the combinations that people try first have no row.
 REASONS: dict[tuple[Quantizer, str, Engine], str] = {
     (Quantizer.MODELOPT, "FP8", Engine.TRANSFORMERS): (
@@ -176,6 +182,32 @@ def choose(
         FailureClass.USER_CONFIG_ERROR,
         f"{bucket} {f'with {asked} ' if asked else ''}does not work on {device}"
         f"{': ' + '; '.join(reasons) if reasons and asked else ''}. {remedy}",
+    )
+
+
+def check_loadable(quantized: tuple[str, str] | None, engine: Engine, device: Device) -> None:
+    """Refuse to let an engine load what it would answer garbage for.
+
+    Args:
+        quantized: method and format of a checkpoint, or None for an unquantized one. Methods that
+            the table does not know are left to the engine.
+        engine: the engine that would load it.
+        device: where.
+
+    Raises:
+        Failure: USER_CONFIG_ERROR when the table knows the method and has no row.
+    """
+    if quantized is None or quantized[0] not in _METHODS:
+        return
+    quantizer, bucket = _METHODS[quantized[0]], quantized[1]
+    rows = rows_for(bucket, device, [quantizer])
+    if any(row.engine is engine for row in rows):
+        return
+    reason = REASONS.get((quantizer, bucket, engine), "it was never seen to work")
+    raise Failure(
+        FailureClass.USER_CONFIG_ERROR,
+        f"{engine} on {device} cannot be trusted with a {quantizer} {bucket} checkpoint: {reason}. "
+        f"These work here: {_describe(rows)}",
     )
 
 

@@ -6,8 +6,10 @@ Each value is known by its dotted name (``engine.health_timeout_s``) in the file
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +118,11 @@ def load_config(
     if path is not None:
         document = read_yaml(path, schema="config", what="configuration")
         values |= {name: (value, str(path)) for name, value in _flatten(document).items()}
-    given = {name: value for name, value in options.items() if value is not None}
+    given = {
+        name: value.value if isinstance(value, Enum) else value
+        for name, value in options.items()
+        if value is not None
+    }
     validate(_nest(given), schema="config", where="command line")
     values |= {name: (value, "command line") for name, value in given.items()}
     for name in required:
@@ -145,6 +151,11 @@ def _flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _whole(value: Any) -> Any:
+    """Return ``8000.0`` as 8000: JSON and YAML know one kind of number, ports and seeds do not."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     document: dict[str, Any] = {}
     for name, value in flat.items():
@@ -154,7 +165,7 @@ def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _build(values: Mapping[str, tuple[Any, str]]) -> Config:
-    plain = {name: value for name, (value, _) in values.items()}
+    plain = {name: _whole(value) for name, (value, _) in values.items()}
 
     def section(prefix: str) -> dict[str, Any]:
         start = f"{prefix}."
@@ -169,7 +180,7 @@ def _build(values: Mapping[str, tuple[Any, str]]) -> Config:
         suite=plain["suite"],
         threshold=plain["threshold"],
         relative=plain["relative"],
-        workspace=Path(plain["workspace"]).expanduser().absolute(),
+        workspace=Path(os.path.expanduser(plain["workspace"])).absolute(),  # noqa: PTH111
         seed=plain["seed"],
         limit=plain["limit"],
         calibration=Calibration(**section("calibration")),

@@ -69,7 +69,8 @@ class LiveDisplay:
         from rich.markup import escape
 
         seconds = time.monotonic() - self._started
-        self._console.print(f"{MARKS[state]} [bold]{stage}[/] {seconds:.0f} s  {escape(detail)}")
+        first_line = escape(detail.partition("\n")[0])
+        self._console.print(f"{MARKS[state]} [bold]{stage}[/] {seconds:.0f} s  {first_line}")
 
 
 class PlainDisplay:
@@ -111,7 +112,8 @@ class PlainDisplay:
     def stage_finished(self, stage: Stage, state: State, detail: str) -> None:
         """Say how a stage ended."""
         seconds = time.monotonic() - self._started
-        self._line(f"{stage}: {state} after {seconds:.0f} s" + (f": {detail}" if detail else ""))
+        first_line = detail.partition("\n")[0]
+        self._line(f"{stage}: {state} after {seconds:.0f} s: {first_line}".removesuffix(": "))
 
     def _line(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)

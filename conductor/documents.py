@@ -34,7 +34,7 @@ def read_yaml(path: Path, *, schema: str, what: str) -> dict[str, Any]:
         raise _refuse(
             f"{what} {path}", f"cannot be read ({error.strerror}); check the path"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise _refuse(
             f"{what} {path}", f"is not valid YAML: {' '.join(str(error).split())}"
         ) from None

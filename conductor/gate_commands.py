@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,7 +43,7 @@ exit codes:
 
 
 class InputError(Exception):
-    """An input that no gate can judge: which one, and what is wrong with it."""
+    """An input that no gate can use: which one, and what is wrong with it."""
 
     def __init__(self, source: str, problem: str) -> None:
         """Keep the file, directory or option, and the problem with its remedy."""
@@ -58,10 +60,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def ptq_main(argv: Sequence[str] | None = None) -> int:
-    """Judge a quantized checkpoint."""
+    """Ask the gate on a quantized checkpoint."""
     parser = _parser(
         "gate_ptq",
-        "Judge a quantized checkpoint: size, coverage and metadata against its recipe.",
+        "Check a quantized checkpoint: size, coverage and metadata against its recipe.",
         "gate_ptq --checkpoint out/model-fp8 --source models/model --recipe fp8",
     )
     parser.add_argument("--summary", type=Path, help="checkpoint summary (JSON)")
@@ -71,27 +73,27 @@ def ptq_main(argv: Sequence[str] | None = None) -> int:
         "--recipe",
         help=f"one of {', '.join(gates.RECIPES)}; overrides the one in a summary",
     )
-    return _run("ptq", parser, _judge_checkpoint, argv)
+    return _run("ptq", parser, _evaluate_checkpoint, argv)
 
 
 def run_main(argv: Sequence[str] | None = None) -> int:
-    """Judge one evaluation run."""
+    """Ask the gate on one evaluation run."""
     parser = _parser(
         "gate_run",
-        "Judge one evaluation run: every task ended, every sample scored, every score usable.",
+        "Check one evaluation run: every task ended, every sample scored, every score usable.",
         "gate_run --results out/baseline",
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", type=Path, help="run summary (JSON)")
     source.add_argument("--results", type=Path, help="directory of lm-eval results and samples")
-    return _run("run", parser, _judge_run, argv)
+    return _run("run", parser, _evaluate_run, argv)
 
 
 def compare_main(argv: Sequence[str] | None = None) -> int:
-    """Judge candidate scores against baseline scores."""
+    """Ask the gate on candidate scores beside baseline scores."""
     parser = _parser(
         "gate_compare",
-        "Judge candidate scores against baseline scores, task by task.",
+        "Hold candidate scores against baseline scores, task by task.",
         "gate_compare --baseline base.json --candidate cand.json --scales '{\"gpqa\": 100}'",
     )
     for side in ("baseline", "candidate"):
@@ -111,14 +113,14 @@ def compare_main(argv: Sequence[str] | None = None) -> int:
         "--relative", action="store_true", help="take the drop as a fraction of the baseline score"
     )
     parser.add_argument("--scales", help="full score per task, as JSON: {task: 1.0}")
-    return _run("compare", parser, _judge_comparison, argv)
+    return _run("compare", parser, _evaluate_comparison, argv)
 
 
 def verbosity_main(argv: Sequence[str] | None = None) -> int:
-    """Judge candidate output lengths against baseline output lengths."""
+    """Ask the gate on candidate output lengths beside baseline output lengths."""
     parser = _parser(
         "gate_verbosity",
-        "Judge the candidate's mean completion length against the baseline's, task by task.",
+        "Hold the candidate's mean completion length against the baseline's, task by task.",
         "gate_verbosity --baseline out/baseline --candidate out/candidate",
     )
     for side in ("baseline", "candidate"):
@@ -144,7 +146,7 @@ def verbosity_main(argv: Sequence[str] | None = None) -> int:
         help="launcher run directories to leave out: those whose name holds these whole words, "
         "as _high does",
     )
-    return _run("verbosity", parser, _judge_verbosity, argv)
+    return _run("verbosity", parser, _evaluate_verbosity, argv)
 
 
 def _parser(name: str, description: str, example: str) -> _Parser:
@@ -159,21 +161,30 @@ def _parser(name: str, description: str, example: str) -> _Parser:
 def _run(
     gate: str,
     parser: _Parser,
-    judge: Callable[[argparse.Namespace], Mapping[str, Any]],
+    evaluate: Callable[[argparse.Namespace], Mapping[str, Any]],
     argv: Sequence[str] | None,
 ) -> int:
-    """Parse, judge and print; return the exit code."""
+    """Parse, ask the gate and print; return the exit code."""
     try:
-        document = dict(judge(parser.parse_args(argv)))
+        document = dict(evaluate(parser.parse_args(argv)))
     except InputError as error:
         document = Verdict.refused(gate, EvidenceError(error.source, error.problem)).document()
-    print(json.dumps(document, indent=2, allow_nan=False))
+    _print(json.dumps(document, indent=2, allow_nan=False))
     if document["pass"]:
         return 0
     return 2 if document["failure_class"] == FailureClass.USER_CONFIG_ERROR else 1
 
 
-def _judge_checkpoint(args: argparse.Namespace) -> Mapping[str, Any]:
+def _print(text: str) -> None:
+    """Print to a reader that may have left, as ``head`` does: the exit code still answers."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # What is still buffered would be tried once more when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _evaluate_checkpoint(args: argparse.Namespace) -> Mapping[str, Any]:
     if args.summary and (args.checkpoint or args.source):
         raise InputError("arguments", "give either --summary or --checkpoint and --source")
     if args.summary:
@@ -181,7 +192,7 @@ def _judge_checkpoint(args: argparse.Namespace) -> Mapping[str, Any]:
         return _sourced(gates.evaluate_checkpoint(summary), args.summary)
     if not (args.checkpoint and args.source and args.recipe):
         raise InputError("arguments", "give --summary, or --checkpoint with --source and --recipe")
-    recipe = gates.RECIPES.get(args.recipe)
+    recipe = gates.RECIPES.get(args.recipe.lower())
     if recipe is None:
         raise InputError(
             "--recipe", f"unknown recipe {args.recipe!r}; known: {', '.join(gates.RECIPES)}"
@@ -192,14 +203,14 @@ def _judge_checkpoint(args: argparse.Namespace) -> Mapping[str, Any]:
     return _sourced(gates.evaluate_checkpoint(summary), args.checkpoint)
 
 
-def _judge_run(args: argparse.Namespace) -> Mapping[str, Any]:
+def _evaluate_run(args: argparse.Namespace) -> Mapping[str, Any]:
     if args.run:
         return _sourced(gates.evaluate_run(_read_document(args.run, "run_summary")), args.run)
     summary = _evaluation_results(args.results).run_summary()
     return _sourced(gates.evaluate_run(summary), args.results)
 
 
-def _judge_comparison(args: argparse.Namespace) -> Mapping[str, Any]:
+def _evaluate_comparison(args: argparse.Namespace) -> Mapping[str, Any]:
     baseline, candidate = _scores(args.baseline), _scores(args.candidate)
     verdict = gates.evaluate_comparison(
         baseline.scores,
@@ -241,7 +252,7 @@ def _stated_scales(text: str | None) -> dict[str, float]:
     return dict(document)
 
 
-def _judge_verbosity(args: argparse.Namespace) -> Mapping[str, Any]:
+def _evaluate_verbosity(args: argparse.Namespace) -> Mapping[str, Any]:
     found: dict[str, dict[str, Any]] = {"baseline": {}, "candidate": {}}
     baseline, candidate = (
         _token_counts(path, args, found[side])

@@ -118,7 +118,7 @@ class Journal:
         self.record("stage_started", stage=stage, attempt=record.attempts)
 
     def finish(self, stage: Stage, state: State, **facts: Any) -> None:
-        """Record how the latest attempt at ``stage`` ended."""
+        """Record how the latest attempt at ``stage`` ended; it counts even if the disk is full."""
         record = self.stages[stage]
         record.state = state
         record.finished_at = self.clock()

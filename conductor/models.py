@@ -8,12 +8,17 @@ accepted: pickled weights execute code when they are loaded.
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from conductor.failure import Failure
+from conductor.probes.machine import free_disk_bytes
+from conductor.probes.reading import ProbeError
+from conductor.probes.source import check_weights, quantized_format
 from gates import FailureClass
 
 DEMO = "demo"
@@ -25,13 +30,18 @@ _FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A source checkpoint: what was asked for, where it is, and which commit it is."""
+    """A source checkpoint: what was asked for, where it is, and which commit it is.
+
+    ``quantized`` is the method and the format of one that is quantized already, else None.
+    """
 
     requested: str
     path: Path
     revision: str | None
     architecture: str
     weights_bytes: int
+    max_positions: int | None
+    quantized: tuple[str, str] | None
 
 
 def resolve_model(requested: str) -> Model:
@@ -42,7 +52,7 @@ def resolve_model(requested: str) -> Model:
     """
     if requested == DEMO:
         return inspect_checkpoint(requested, DEMO_PATH, None)
-    path = Path(requested).expanduser()
+    path = Path(os.path.expanduser(requested))  # noqa: PTH111 - leaves an unknown ~user alone
     if path.exists():
         return inspect_checkpoint(requested, path.resolve(), None)
     if not _HUB_ID.fullmatch(requested):
@@ -73,6 +83,11 @@ def inspect_checkpoint(requested: str, path: Path, revision: str | None) -> Mode
                 "convert them to safetensors first",
             )
         raise _refuse(path, "holds no *.safetensors weights; give a complete checkpoint")
+    try:
+        check_weights(path)
+        quantized = quantized_format(path)
+    except ProbeError as error:
+        raise Failure(FailureClass.USER_CONFIG_ERROR, f"model {path}: {error}") from None
     architectures = config.get("architectures")
     return Model(
         requested=requested,
@@ -82,7 +97,19 @@ def inspect_checkpoint(requested: str, path: Path, revision: str | None) -> Mode
         if isinstance(architectures, list) and architectures
         else "unknown",
         weights_bytes=sum(file.stat().st_size for file in weights),
+        max_positions=_max_positions(config),
+        quantized=quantized,
     )
+
+
+def _max_positions(config: dict[str, Any]) -> int | None:
+    """Return the longest sequence in tokens that the model was made for, if its config says."""
+    text = config.get("text_config")
+    for section in (config, text if isinstance(text, dict) else {}):
+        value = section.get("max_position_embeddings")
+        if type(value) is int and value > 0:
+            return value
+    return None
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -98,31 +125,66 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _download(requested: str) -> Model:
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import (
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
+        GatedRepoError,
+        HFValidationError,
         RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
 
     repository, _, revision = requested.partition("@")
     try:
-        commit = HfApi().model_info(repository, revision=revision or None).sha
-        path = snapshot_download(repository, revision=commit, allow_patterns=_FILES)
-    except RepositoryNotFoundError:
-        raise Failure(
-            FailureClass.USER_CONFIG_ERROR,
-            f"the Hub has no model {repository!r} that this account can see; check the name, or "
-            "log in with `hf auth login` or HF_TOKEN",
+        info = HfApi().model_info(repository, revision=revision or None, files_metadata=True)
+        size = sum(file.size or 0 for file in info.siblings or [] if _is_wanted(file.rfilename))
+        check_disk(Path(constants.HF_HUB_CACHE), size, "the Hugging Face cache (HF_HOME)")
+        path = snapshot_download(
+            repository, revision=info.sha, allow_patterns=_FILES, ignore_patterns=["*/*"]
+        )
+    except Failure:
+        raise
+    except GatedRepoError:
+        raise _refuse_hub(
+            requested, "is gated; accept its terms on the Hub, then set HF_TOKEN"
         ) from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+        raise _refuse_hub(
+            requested,
+            f"is not on the Hub for this account ({type(error).__name__}); check name and "
+            "revision, or log in with `hf auth login` or HF_TOKEN",
+        ) from None
+    except Exception as error:  # the Hub's client lets those of several HTTP libraries through
         raise Failure(
             FailureClass.SYSTEMIC,
             f"{requested!r} is no local directory, and the Hub cannot be reached for it "
             f"({type(error).__name__}); check the network, or give a local directory",
         ) from None
+    commit = info.sha
     return inspect_checkpoint(requested, Path(path), commit)
 
 
 def _refuse(path: Path, problem: str) -> Failure:
     return Failure(FailureClass.USER_CONFIG_ERROR, f"model {path} {problem}")
+
+
+def _refuse_hub(requested: str, problem: str) -> Failure:
+    return Failure(FailureClass.USER_CONFIG_ERROR, f"model {requested!r} {problem}")
+
+
+def _is_wanted(name: str) -> bool:
+    return "/" not in name and any(fnmatch(name, pattern) for pattern in _FILES)
+
+
+def check_disk(directory: Path, needed_bytes: int, what: str) -> None:
+    """Refuse to start what the disk of ``directory`` cannot hold.
+
+    Raises:
+        Failure: SYSTEMIC, with the free and the needed MiB.
+    """
+    free = free_disk_bytes(directory)
+    if free < needed_bytes:
+        raise Failure(
+            FailureClass.SYSTEMIC,
+            f"{what} at {directory} has {free / 2**20:.0f} MiB free and needs "
+            f"{needed_bytes / 2**20:.0f} MiB; free some space or choose another place",
+        )

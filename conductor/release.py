@@ -6,8 +6,10 @@ says so, ends every process it started, and always closes out with a report.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +22,7 @@ from conductor.config import Config
 from conductor.failure import Failure
 from conductor.files import write_json, write_text
 from conductor.journal import Clock, Journal
-from conductor.stages import STAGE_FUNCTIONS, Release, World
+from conductor.stages import STAGE_FUNCTIONS, Release, StageFunction, World
 from gates import TRIAGE, FailureClass, Triage, Verdict
 
 
@@ -34,7 +36,7 @@ class Observer(Protocol):
         """The running stage is ``done`` of ``total`` through ``doing``; total 0 is unknown."""
 
     def stage_finished(self, stage: Stage, state: State, detail: str) -> None:
-        """The attempt ended; ``detail`` is one line."""
+        """The attempt ended; ``detail`` says how, and may go on over many lines."""
 
 
 class GateFailed(Exception):
@@ -52,14 +54,15 @@ class Conductor:
 
     world: World
     clock: Clock
-    sleep: Any
+    sleep: Callable[[float], None]
     observer: Observer
+    stage_functions: Mapping[Stage, StageFunction] = field(default_factory=lambda: STAGE_FUNCTIONS)
 
     def run(self, config: Config, run_dir: Path) -> dict[str, Any]:
         """Run the whole release and return its report document.
 
         Raises:
-            OSError: the run directory cannot be written.
+            OSError: the run directory cannot be made or written at the start.
             KeyboardInterrupt: stopped on request; everything that was started has ended.
         """
         journal = Journal.create(
@@ -71,13 +74,16 @@ class Conductor:
         try:
             while (stage := next_stage(journal.states)) not in (None, Stage.CLOSEOUT):
                 self._run_stage(release, stage)
+            if release.session:
+                release.session.close()
+            return self._close_out(release)
         except KeyboardInterrupt:
-            journal.record("release_stopped")
+            with suppress(OSError):
+                journal.record("release_stopped")
             raise
         finally:
             if release.session:
                 release.session.close()
-        return self._close_out(release)
 
     def _run_stage(self, release: Release, stage: Stage) -> None:
         attempts = Retrying(
@@ -96,31 +102,45 @@ class Conductor:
 
     def _attempt(self, release: Release, stage: Stage) -> None:
         journal = release.journal
-        journal.start(stage)
-        self.observer.stage_started(stage, journal.stages[stage].attempts)
         try:
-            verdicts = STAGE_FUNCTIONS[stage](release, self.observer.stage_progress)
-            self._keep(release, stage, verdicts)
+            journal.start(stage)
+            self.observer.stage_started(stage, journal.stages[stage].attempts)
+            stage_dir = journal.attempt_dir(stage)
+            # A stage with a worker replaces both files by the worker's.
+            write_json(stage_dir / "request.json", _request_document(release, stage))
+            verdicts = self.stage_functions[stage](release, self.observer.stage_progress)
+            if not (stage_dir / "result.json").exists():
+                write_json(stage_dir / "result.json", _result_document(release, verdicts))
+            self._keep(release, verdicts)
         except (Failure, GateFailed) as error:
             self._finish(release, stage, State.FAILED, str(error), error.failure_class)
             raise
         except OSError as error:
             failure = Failure(
-                FailureClass.SYSTEMIC, f"{error.strerror or error}: {error.filename or stage}"
+                FailureClass.SYSTEMIC,
+                f"{error.strerror or error}: {error.filename or journal.run_dir}; free some space "
+                "or repair the disk, then start the release again",
             )
+            self._finish(release, stage, State.FAILED, failure.message, failure.failure_class)
+            raise failure from error
+        except Exception as error:
+            failure = _defect(error)
             self._finish(release, stage, State.FAILED, failure.message, failure.failure_class)
             raise failure from error
         detail = "; ".join(f"{gate}: {verdict.detail}" for gate, verdict in verdicts.items())
         self._finish(release, stage, State.DONE, detail, None)
 
-    def _keep(self, release: Release, stage: Stage, verdicts: Mapping[str, Verdict]) -> None:
-        release.verdicts.update(verdicts)
+    def _keep(self, release: Release, verdicts: Mapping[str, Verdict]) -> None:
         for gate, verdict in verdicts.items():
+            if verdict.failure_class is FailureClass.USER_CONFIG_ERROR:
+                # Evidence that we collected and the gate cannot read is our fault, not the user's.
+                verdict = replace(verdict, failure_class=FailureClass.UNKNOWN)
+            release.verdicts[gate] = verdict
             path = release.journal.run_dir / "verdicts" / f"{gate}.json"
             write_json(path, verdict.document())
-        for gate, verdict in verdicts.items():
-            if not verdict.passed:
-                raise GateFailed(gate, verdict)
+        for gate in verdicts:
+            if not release.verdicts[gate].passed:
+                raise GateFailed(gate, release.verdicts[gate])
 
     def _finish(
         self,
@@ -130,17 +150,46 @@ class Conductor:
         detail: str,
         failure_class: FailureClass | None,
     ) -> None:
-        release.journal.finish(stage, state, detail=detail, failure_class=failure_class)
+        # A full disk must not cost the decision: the state is kept in memory in any case.
+        with suppress(OSError):
+            release.journal.finish(stage, state, detail=detail, failure_class=failure_class)
         self.observer.stage_finished(stage, state, detail)
 
     def _close_out(self, release: Release) -> dict[str, Any]:
-        release.journal.start(Stage.CLOSEOUT)
+        with suppress(OSError):
+            release.journal.start(Stage.CLOSEOUT)
         self.observer.stage_started(Stage.CLOSEOUT, 1)
         document = close_out(release, self.observer.stage_progress)
-        release.journal.finish(Stage.CLOSEOUT, State.DONE)
-        release.journal.close(decision=document["decision"], exit_code=document["exit_code"])
-        self.observer.stage_finished(Stage.CLOSEOUT, State.DONE, document["next_action"])
+        self._finish(release, Stage.CLOSEOUT, State.DONE, document["next_action"], None)
+        with suppress(OSError):
+            release.journal.close(decision=document["decision"], exit_code=document["exit_code"])
         return document
+
+
+def _request_document(release: Release, stage: Stage) -> dict[str, Any]:
+    return {
+        "stage": stage,
+        "attempt": release.journal.stages[stage].attempts,
+        "config": {name: value for name, (value, _) in release.config.origins.items()},
+    }
+
+
+def _result_document(release: Release, verdicts: Mapping[str, Verdict]) -> dict[str, Any]:
+    """Return what a stage without a worker came to: what setup planned, or the verdicts."""
+    document: dict[str, Any] = {"status": "ok"}
+    if verdicts:
+        return document | {"verdicts": {gate: v.passed for gate, v in verdicts.items()}}
+    return document | {"plan": release.plan.document()}
+
+
+def _defect(error: Exception) -> Failure:
+    """Describe an exception that nobody expected: a defect of ours, with where it came from."""
+    where = traceback.format_exception(error)
+    return Failure(
+        FailureClass.UNKNOWN,
+        f"{type(error).__name__}: {error}; this is a defect of day0, please report it\n"
+        + "".join(where),
+    )
 
 
 def _is_to_be_retried(state: RetryCallState) -> bool:

@@ -3,6 +3,8 @@
 Invariants:
 - The document is validated before anything is written; an ACCEPT whose gates do not all hold is
   refused here as well.
+- ``report.json`` is the record and is written first: nothing that fails afterwards can cost it. A
+  plot that cannot be drawn costs the plot alone.
 - The same document gives the same bytes: no clock, no random identifier.
 - Task names, details and observed values are hostile text. Every template escapes each value by
   default, control characters are made visible, and plot labels are never parsed as formulas.
@@ -16,12 +18,11 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conductor.files import write_text
+from conductor.files import write_json, write_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -75,32 +76,17 @@ class ReportError(ValueError):
     """A release document that cannot be reported; the message names the field."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReportPaths:
-    """Where the three forms of a report are."""
-
-    json: Path
-    markdown: Path
-    html: Path
-
-
-def write_report(document: Document, run_dir: Path) -> ReportPaths:
-    """Validate ``document`` and write report.md, report.html and, last, report.json to ``run_dir``.
+def write_report(document: Document, run_dir: Path) -> None:
+    """Validate ``document`` and write report.json, then report.md and report.html to ``run_dir``.
 
     Raises:
-        ReportError: the document breaks ``gates/schemas/report.json``.
-        OSError: a file cannot be written; the files of an earlier report are then still whole.
+        ReportError: the document breaks ``gates/schemas/report.json``; nothing is written.
+        OSError: a file cannot be written; each file is then the earlier one or the new one, whole.
     """
     document = validated(document)
-    paths = ReportPaths(
-        json=run_dir / "report.json",
-        markdown=run_dir / "report.md",
-        html=run_dir / "report.html",
-    )
-    write_text(paths.markdown, render_markdown(document))
-    write_text(paths.html, render_html(document))
-    write_text(paths.json, json.dumps(document, indent=2, allow_nan=False) + "\n")
-    return paths
+    write_json(run_dir / "report.json", document)
+    write_text(run_dir / "report.md", render_markdown(document))
+    write_text(run_dir / "report.html", render_html(document))
 
 
 def validated(document: Document) -> dict[str, Any]:
@@ -134,8 +120,12 @@ def render_markdown(document: Document) -> str:
 
 def render_html(document: Document) -> str:
     """Render a validated document as one HTML page with its styles and its plot inside."""
-    plot = plot_scores(_by_drop(_printable(document["tasks"])))
-    return _render("report.html.j2", document, plot=plot)
+    plot, plot_problem = "", ""
+    try:
+        plot = plot_scores(_by_drop(_printable(document["tasks"])))
+    except Exception as error:  # the plot is an extra: whatever stops it must not cost the page
+        plot_problem = _printable(f"{type(error).__name__}: {error}")
+    return _render("report.html.j2", document, plot=plot, plot_problem=plot_problem)
 
 
 def terminal_summary(document: Document, *, plain: bool) -> RenderableType | str:
@@ -250,6 +240,7 @@ def _render(
     *,
     escape: Callable[[Any], Any] | None = None,
     plot: str = "",
+    plot_problem: str = "",
 ) -> str:
     """Fill a template: HTML escapes every value by itself, any other form with ``escape``."""
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
@@ -264,21 +255,38 @@ def _render(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(value=_value, fact=_fact, size=_size, duration=_duration)
+    environment.filters.update(
+        value=_value, fact=_fact, size=_size, duration=_duration, fenced=_fenced
+    )
     shown: Document = _printable(document)
     return environment.get_template(template).render(
         **shown,
         headline=_headline(shown),
         publish_words=PUBLISH_WORDS[shown["publish"]],
+        reason_parts=[split_reason(reason) for reason in shown["reasons"]],
         engine_words=_engine_words(shown["engine"]),
+        calibration_words=_calibration_words(shown["recipe"]),
+        setting_values=shown["settings"].get("values", {}),
         task_rows=[_task_row(task) for task in _by_drop(shown["tasks"])],
         gate_rows=_gate_rows(shown),
         plot=Markup(plot),  # noqa: S704 - drawn by plot_scores, which escapes every label
+        plot_problem=plot_problem,
     )
 
 
 def _headline(document: Document) -> str:
     return document["decision"] or NO_DECISION
+
+
+def split_reason(reason: str) -> tuple[str, str]:
+    """Split a reason into its sentence, the first line, and the evidence after it."""
+    sentence, _, evidence = reason.strip().partition("\n")
+    return sentence, evidence.strip("\n")
+
+
+def _short_reasons(document: Document) -> Iterable[str]:
+    for sentence, evidence in map(split_reason, document["reasons"]):
+        yield f"{sentence} (more in the report)" if evidence else sentence
 
 
 def _engine_words(engine: Document) -> str:
@@ -288,6 +296,22 @@ def _engine_words(engine: Document) -> str:
     emulated = "emulates low-precision arithmetic" if engine["emulated"] else None
     where = f"on {engine['device']}" if engine["device"] else None
     return "; ".join(filter(None, (name, where, emulated, engine["note"])))
+
+
+def _calibration_words(recipe: Document) -> str:
+    calibration = recipe.get("calibration")
+    if calibration is None:
+        return _fact(None)
+    if calibration["samples"] == 0:
+        return "none"
+    most, tokens = calibration["max_length"], calibration["tokens"]
+    parts = (
+        calibration["source"] or "source not known",
+        f"{calibration['samples']:,} samples",
+        None if most is None else f"at most {most:,} tokens each",
+        None if tokens is None else f"{tokens:,} tokens in all",
+    )
+    return ", ".join(filter(None, parts))
 
 
 def _by_drop(tasks: Iterable[Document]) -> list[Document]:
@@ -362,7 +386,7 @@ def _gate_row(gate: Document) -> dict[str, Any]:
 
 def _plain_lines(document: Document) -> Iterable[str]:
     yield f"decision: {_headline(document)} ({PUBLISH_WORDS[document['publish']]})"
-    for reason in document["reasons"]:
+    for reason in _short_reasons(document):
         yield f"reason: {reason}"
     yield f"next: {document['next_action']}"
     for row in _gate_rows(document):
@@ -408,7 +432,7 @@ def _rich_summary(document: Document) -> RenderableType:
     headline = _headline(document)
     parts: list[RenderableType] = [
         Text(f"{headline}: {PUBLISH_WORDS[document['publish']]}", style=STYLES[headline]),
-        *(Text(reason) for reason in document["reasons"]),
+        *map(Text, _short_reasons(document)),
         Text(f"Next: {document['next_action']}"),
         *(Text(f"Deviation: {deviation}", style="yellow") for deviation in document["deviations"]),
     ]
@@ -462,7 +486,9 @@ def _fact(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else _value(value)
 
 
-def _size(size_bytes: int) -> str:
+def _size(size_bytes: int | None) -> str:
+    if size_bytes is None:
+        return _fact(None)
     return f"{size_bytes / 2**20:,.2f} MiB ({size_bytes:,} bytes)"
 
 
@@ -478,10 +504,20 @@ def _duration(seconds: float | None) -> str:
 
 def _escape_markdown(value: Any) -> str:
     """Escape what Markdown, its tables or its raw HTML would read as more than text."""
+    if hasattr(value, "__html__"):  # says of itself that it is escaped
+        return str(value)
     text = " ".join(str(value).split())
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*\[\]|~$]|^(?:#|[+-] ))", r"\\\1", text)
     return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)
+
+
+def _fenced(text: str) -> Any:
+    """Make a Markdown code block whose fence is longer than any in ``text``."""
+    from markupsafe import Markup
+
+    fence = "`" * (1 + max([2, *map(len, re.findall("`+", text))]))
+    return Markup(f"{fence}text\n{text}\n{fence}")  # noqa: S704 - nothing in a fence is markup
 
 
 def _printable(value: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 import gates
 from conductor import quantizers
-from conductor.compatibility import Device, Engine, Quantizer, rows_for
+from conductor.compatibility import Device, Engine, Quantizer, check_loadable, rows_for
 from conductor.config import Config
 from conductor.engines import Sides
 from conductor.engines.vllm import VllmSession
@@ -26,9 +26,11 @@ from conductor.stages import (
     calibration_of,
     check_environment,
     check_port,
+    check_source,
     evaluate,
     harness_settings,
     judge_checkpoint,
+    longest_request,
     open_session,
     quantize,
     read_checkpoint,
@@ -58,8 +60,9 @@ def quantize_only(config: Config, output: Path, world: World, progress: Progress
     recipe = quantizers.find_recipe(config.recipe)
     quantizer = _choose_quantizer(config, recipe, world.machine.device)
     planned = quantizers.plan(quantizer, config.recipe, calibration_of(config))
-    model = resolve_model(config.model)
     check_environment(world.environments, "quantize")
+    model = resolve_model(config.model)
+    check_source(model)
     output.mkdir(parents=True)
     request = {
         **planned,
@@ -99,11 +102,12 @@ def evaluate_only(
     suite = load_suite(config.suite)
     model = resolve_model(config.model)
     engine = config.engine.name or Engine.VLLM
-    _check_engine(engine, config, world)
+    _check_engine(engine, config, world, model)
     output.mkdir(parents=True)
-    session = open_session(engine, _alone(model), config, suite, world)
+    longest = longest_request(suite, model)
+    session = open_session(engine, _alone(model), config, longest, world)
     try:
-        settings = harness_settings(config, suite)
+        settings = harness_settings(config, suite, model)
         evaluation = evaluate(session, "source", suite, settings, output, world, progress)
     finally:
         session.close()
@@ -121,11 +125,12 @@ def check_serving(
         OSError: ``output`` exists already or cannot be written.
     """
     suite = load_suite(config.suite)
-    sides = Sides(source=resolve_model(source).path, candidate=resolve_model(config.model).path)
+    model, candidate = resolve_model(source), resolve_model(config.model)
+    sides = Sides(source=model.path, candidate=candidate.path)
     engine = config.engine.name or Engine.VLLM
-    _check_engine(engine, config, world)
+    _check_engine(engine, config, world, model, candidate)
     output.mkdir(parents=True)
-    session = open_session(engine, sides, config, suite, world)
+    session = open_session(engine, sides, config, longest_request(suite, model), world)
     try:
         evidence = session.answer_canary(suite.canary_prompts, output, progress)
     finally:
@@ -147,11 +152,10 @@ def serve(
         Failure: the request cannot work, or the server does not get healthy or dies.
         KeyboardInterrupt: stopped on request; the server has ended.
     """
-    suite = load_suite(config.suite)
     model = resolve_model(config.model)
-    _check_engine(Engine.VLLM, config, world)
+    _check_engine(Engine.VLLM, config, world, model)
     output.mkdir(parents=True)
-    session = open_session(Engine.VLLM, _alone(model), config, suite, world)
+    session = open_session(Engine.VLLM, _alone(model), config, None, world)
     assert isinstance(session, VllmSession)
     try:
         backend = session.backend("source", output, progress)
@@ -173,8 +177,10 @@ def _alone(model: Model) -> Sides:
     return Sides(source=model.path, candidate=model.path)
 
 
-def _check_engine(engine: Engine, config: Config, world: World) -> None:
+def _check_engine(engine: Engine, config: Config, world: World, *models: Model) -> None:
     check_port(config)
+    for model in models:
+        check_loadable(model.quantized, engine, world.machine.device)
     needed = {
         Engine.VLLM: [f"serve-{world.machine.device}", "evaluate"],
         Engine.TRANSFORMERS: ["reference"],

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -35,10 +35,10 @@ from conductor.harnesses.lm_eval import (
     metric_choices,
 )
 from conductor.journal import Journal
-from conductor.models import DEMO, Model, resolve_model
+from conductor.models import DEMO, Model, check_disk, resolve_model
 from conductor.probes.checkpoint import ProbeError, probe_checkpoint
 from conductor.probes.lm_eval import EvaluationResults, probe_results
-from conductor.probes.machine import Machine, free_disk_bytes, probe_machine
+from conductor.probes.machine import Machine, probe_machine
 from conductor.suites import Suite, load_suite
 from gates import FailureClass, Recipe, Verdict
 
@@ -89,6 +89,16 @@ class Plan:
     row: Row
     quantize_request: Mapping[str, Any]
 
+    def document(self) -> dict[str, Any]:
+        """The plan as a JSON mapping."""
+        return {
+            "model": {**asdict(self.model), "path": str(self.model.path)},
+            "recipe": asdict(self.recipe),
+            "suite": {"name": self.suite.name, "path": str(self.suite.path)},
+            "combination": asdict(self.row),
+            "quantize": dict(self.quantize_request),
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -110,6 +120,7 @@ class Release:
     session: EngineSession | None = None
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     failures: list[tuple[Stage, Failure]] = field(default_factory=list)
+    calibration: Mapping[str, Any] | None = None
     checkpoint_summary: Mapping[str, Any] | None = None
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
 
@@ -140,11 +151,13 @@ def run_setup(release: Release, progress: Progress) -> dict[str, Verdict]:
     )
     quantize_request = quantizers.plan(row.quantizer, config.recipe, calibration_of(config))
     check_port(config)
+    check_parallel(config, release.world.machine)
     for name in environments_needed(row):
         check_environment(release.world.environments, name)
     progress(0, 0, "finding the model")
     model = resolve_model(config.model)
-    check_disk(config.workspace, model)
+    check_source(model)
+    check_disk(config.workspace, 2 * model.weights_bytes + DISK_RESERVE_BYTES, "the workspace")
     release.resolved = Plan(
         model=model, recipe=recipe, suite=suite, row=row, quantize_request=quantize_request
     )
@@ -185,15 +198,25 @@ def check_port(config: Config) -> None:
         )
 
 
-def check_disk(workspace: Path, model: Model) -> None:
-    """Refuse to start what the disk cannot hold."""
-    needed = 2 * model.weights_bytes + DISK_RESERVE_BYTES
-    free = free_disk_bytes(workspace)
-    if free < needed:
+def check_parallel(config: Config, machine: Machine) -> None:
+    """Refuse to spread a model over more accelerators than there are."""
+    wanted, there = config.engine.tensor_parallel_size, max(1, len(machine.accelerators))
+    if wanted > there:
         raise Failure(
-            FailureClass.SYSTEMIC,
-            f"{workspace} has {free / 2**20:.0f} MiB free and the release needs "
-            f"{needed / 2**20:.0f} MiB; free some space or choose another --workspace",
+            FailureClass.USER_CONFIG_ERROR,
+            f"engine.tensor_parallel_size is {wanted} and this machine has {there} device(s); "
+            "lower it or use a larger machine",
+        )
+
+
+def check_source(model: Model) -> None:
+    """Refuse a source whose weights are packed already: no quantizer unpacks them."""
+    if model.quantized is not None and model.quantized[0] in ("modelopt", "compressed-tensors"):
+        method, bucket = model.quantized
+        raise Failure(
+            FailureClass.USER_CONFIG_ERROR,
+            f"model {model.path} is quantized already ({method}, {bucket}); give the checkpoint it "
+            "was made from",
         )
 
 
@@ -219,7 +242,8 @@ def run_ptq(release: Release, progress: Progress) -> dict[str, Verdict]:
         "device": plan.row.device,
         "seed": release.config.seed,
     }
-    quantize(plan.row.quantizer, request, stage_dir, release.world, progress)
+    result = quantize(plan.row.quantizer, request, stage_dir, release.world, progress)
+    release.calibration = result["calibration"]
     progress(0, 0, "reading the checkpoint")
     summary = read_checkpoint(release.checkpoint, plan.model, plan.recipe)
     write_json(stage_dir / "checkpoint-summary.json", summary)
@@ -233,10 +257,10 @@ def quantize(
     stage_dir: Path,
     world: World,
     progress: Progress,
-) -> None:
-    """Let ``quantizer`` write the checkpoint that ``request`` describes."""
+) -> dict[str, Any]:
+    """Let ``quantizer`` write the checkpoint that ``request`` describes; return its result."""
     shutil.rmtree(request["output_dir"], ignore_errors=True)
-    run_worker(
+    return run_worker(
         Worker(
             script=quantizers.WORKERS[quantizer],
             interpreter=world.environments.interpreter("quantize"),
@@ -277,16 +301,28 @@ def _session(release: Release) -> EngineSession:
             plan.row.engine,
             Sides(source=plan.model.path, candidate=release.checkpoint),
             release.config,
-            plan.suite,
+            longest_request(plan.suite, plan.model),
             release.world,
         )
     return release.session
 
 
+def longest_request(suite: Suite, model: Model) -> int | None:
+    """Return the suite's longest request in tokens, less where the model cannot take it.
+
+    A server wants room for one token more than the harness counts.
+    """
+    lengths = [suite.max_length, model.max_positions and model.max_positions - 1]
+    return min((length for length in lengths if length), default=None)
+
+
 def open_session(
-    engine: Engine, sides: Sides, config: Config, suite: Suite, world: World
+    engine: Engine, sides: Sides, config: Config, max_length: int | None, world: World
 ) -> EngineSession:
-    """Open an engine for both checkpoints, under one set of settings; nothing is started yet."""
+    """Open an engine for both checkpoints, under one set of settings; nothing is started yet.
+
+    ``max_length`` is the longest prompt plus completion in tokens that will be asked for.
+    """
     device = world.machine.device
     environ = worker_environ(world.environ, offline=True)
     if engine is Engine.TRANSFORMERS:
@@ -294,6 +330,7 @@ def open_session(
             sides,
             interpreter=world.environments.interpreter("reference"),
             device=device,
+            dtype=config.engine.dtype,
             environ=environ,
         )
     return VllmSession(
@@ -302,8 +339,7 @@ def open_session(
         settings=ServerSettings(
             device=device,
             dtype=config.engine.dtype,
-            max_model_len=config.engine.max_model_len
-            or (suite.max_length and suite.max_length + 1),
+            max_model_len=config.engine.max_model_len or (max_length and max_length + 1),
             tensor_parallel_size=config.engine.tensor_parallel_size,
             seed=config.seed,
             cpu_kv_cache_gib=config.engine.cpu_kv_cache_gib,
@@ -341,7 +377,7 @@ def _run_evaluation(
         _session(release),
         side,
         release.plan.suite,
-        harness_settings(release.config, release.plan.suite),
+        harness_settings(release.config, release.plan.suite, release.plan.model),
         stage_dir,
         release.world,
         progress,
@@ -351,14 +387,14 @@ def _run_evaluation(
     return {RUN_GATES[side]: gates.evaluate_run(evaluation.summary)}
 
 
-def harness_settings(config: Config, suite: Suite) -> HarnessSettings:
+def harness_settings(config: Config, suite: Suite, model: Model) -> HarnessSettings:
     """Return how the harness asks, for either side."""
     return HarnessSettings(
         seed=config.seed,
         limit=config.limit,
         concurrency=config.concurrency,
         request_timeout_s=config.request_timeout_s,
-        max_length=suite.max_length,
+        max_length=longest_request(suite, model),
     )
 
 
@@ -397,19 +433,44 @@ def evaluate(
         results = probe_results(results_dir, choices=metric_choices(suite))
     except ProbeError as error:
         raise Failure(FailureClass.SAMPLE_ACCOUNTING_FAILED, str(error)) from None
-    served = {f"engine.{name}": value for name, value in session.settings(side).items()}
+    _check_directions(suite, results)
     return Evaluation(
-        conditions=request | served,
+        conditions={
+            **request,
+            **{f"engine.{name}": value for name, value in session.settings(side).items()},
+            **_observed_conditions(results),
+        },
         results=results,
         summary=planned_summary(suite, settings.limit, results),
     )
 
 
-def planned_summary(suite: Suite, limit: int | None, results: EvaluationResults) -> dict[str, Any]:
-    """Return the run summary against what the suite planned, not against what the harness kept.
+def _check_directions(suite: Suite, results: EvaluationResults) -> None:
+    """Refuse a suite that calls better what the harness calls worse."""
+    for name, result in results.tasks.items():
+        task = suite.tasks.get(name)
+        if task and result.higher_is_better not in (None, task.higher_is_better):
+            raise Failure(
+                FailureClass.USER_CONFIG_ERROR,
+                f"suite {suite.path}: tasks.{name}.higher_is_better is {task.higher_is_better}, "
+                f"but lm-eval says {result.higher_is_better} of {result.metric}; correct it",
+            )
 
-    A task that left no result is listed as failed, and where the suite says how many documents a
-    task has, that number is what must have been scored.
+
+def _observed_conditions(results: EvaluationResults) -> dict[str, Any]:
+    """Return what the harness recorded of how it asked, which may differ from what it was told."""
+    return {
+        **{f"harness.{name}": version for name, version in results.versions.items()},
+        **{f"tasks.{name}.version": task.version for name, task in results.tasks.items()},
+        **{f"tasks.{name}.shots": task.fewshot for name, task in results.tasks.items()},
+    }
+
+
+def planned_summary(suite: Suite, limit: int | None, results: EvaluationResults) -> dict[str, Any]:
+    """Return the run summary against what the suite planned.
+
+    A task that left no result is listed as failed. Where the suite says how many documents a task
+    has, that number must have been scored; otherwise it is the number that the harness set out to.
     """
     found = results.run_summary()["tasks"]
     lost = {"status": "FAILED", "errors": ["no result was written"]}
@@ -433,11 +494,6 @@ def run_compare(release: Release, progress: Progress) -> dict[str, Verdict]:
         "conditions": gates.evaluate_conditions(
             sides[0].conditions, sides[1].conditions, may_differ=MAY_DIFFER
         ),
-        "external": gates.evaluate_external(
-            baseline.scores(),
-            {t.name: t.reference for t in suite.tasks.values() if t.reference is not None},
-            scales=scales,
-        ),
         "compare": gates.evaluate_comparison(
             baseline.scores(),
             candidate.scores(),
@@ -447,14 +503,30 @@ def run_compare(release: Release, progress: Progress) -> dict[str, Verdict]:
             directions={task.name: task.higher_is_better for task in suite.tasks.values()},
         ),
     }
+    if suite.references and release.config.limit is None:
+        # References are about whole benchmarks: a few documents are points off by chance alone.
+        verdicts["external"] = gates.evaluate_external(
+            baseline.scores(), suite.references, scales=scales
+        )
     if suite.generation_tasks:
         verdicts["verbosity"] = gates.evaluate_verbosity(
-            baseline.completion_tokens, candidate.completion_tokens
+            baseline.completion_tokens,
+            candidate.completion_tokens,
+            dropped_tasks=unmeasured_lengths(suite, release.evaluations.values()),
+            found_artifacts=True,
         )
     return verdicts
 
 
-STAGE_FUNCTIONS: Mapping[Stage, Callable[[Release, Progress], dict[str, Verdict]]] = {
+def unmeasured_lengths(suite: Suite, evaluations: Iterable[Evaluation]) -> list[str]:
+    """Name the generation tasks whose completion lengths some side does not have."""
+    measured = [side.results.completion_tokens for side in evaluations]
+    return [task for task in suite.generation_tasks if not all(task in side for side in measured)]
+
+
+StageFunction = Callable[[Release, Progress], dict[str, Verdict]]
+
+STAGE_FUNCTIONS: Mapping[Stage, StageFunction] = {
     Stage.SETUP: run_setup,
     Stage.PTQ: run_ptq,
     Stage.DEPLOY: run_deploy,

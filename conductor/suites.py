@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from conductor.documents import read_yaml
 from conductor.failure import Failure
 from gates import FailureClass
@@ -65,6 +67,11 @@ class Suite:
         return self.include_path is not None
 
     @property
+    def references(self) -> dict[str, float]:
+        """The published scores of the source model, for the tasks that have one."""
+        return {t.name: t.reference for t in self.tasks.values() if t.reference is not None}
+
+    @property
     def generation_tasks(self) -> list[str]:
         """The tasks whose completions have a length worth comparing."""
         return [task.name for task in self.tasks.values() if task.kind == "generation"]
@@ -92,7 +99,7 @@ def load_suite(name_or_path: str) -> Suite:
             f"suite {path}: include_path: {path.parent / include} is not a directory; "
             "give the directory of the task files, relative to the suite's file",
         )
-    return Suite(
+    suite = Suite(
         name=document["name"],
         path=path,
         tasks={name: _parse_task(name, fields) for name, fields in document["tasks"].items()},
@@ -102,6 +109,43 @@ def load_suite(name_or_path: str) -> Suite:
         canary_prompts=tuple(document.get("canary_prompts", CANARY_PROMPTS)),
         generation=document.get("generation", {}),
     )
+    _check_tasks(suite)
+    return suite
+
+
+def _check_tasks(suite: Suite) -> None:
+    """Refuse references off their scale, and names that no local task file has."""
+    known = _local_task_names(suite.include_path) if suite.include_path else suite.tasks.keys()
+    problems = [
+        f"tasks.{task.name}.reference: {task.reference} is outside 0 to {task.scale:g}"
+        for task in suite.tasks.values()
+        if task.reference is not None and not 0 <= task.reference <= task.scale
+    ] + [
+        f"tasks.{name}: no task file under {suite.include_path} has this name"
+        for name in suite.tasks
+        if name not in known
+    ]
+    if problems:
+        raise Failure(FailureClass.USER_CONFIG_ERROR, f"suite {suite.path}: {'; '.join(problems)}")
+
+
+class _TaskFileLoader(yaml.SafeLoader):
+    """Read a task file for its name alone: lm-eval's own tags, such as !function, become null."""
+
+
+_TaskFileLoader.add_multi_constructor("!", lambda loader, suffix, node: None)
+
+
+def _local_task_names(directory: Path) -> set[str]:
+    names = set()
+    for path in [*directory.rglob("*.yaml"), *directory.rglob("*.yml")]:
+        try:
+            document = yaml.load(path.read_text(encoding="utf-8"), _TaskFileLoader)  # noqa: S506
+        except (OSError, ValueError, yaml.YAMLError):
+            continue  # lm-eval will say what is wrong with it
+        if isinstance(document, dict) and isinstance(document.get("task"), str):
+            names.add(document["task"])
+    return names
 
 
 def _parse_task(name: str, fields: Mapping[str, Any]) -> Task:

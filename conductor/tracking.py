@@ -1,25 +1,25 @@
 """Record every release in MLflow, and never let MLflow hold a release up.
 
 What is to be logged is planned by a pure function and written to ``tracking-pending.json``; then a
-child process, ``python -m conductor.tracking <that file>``, sends it. The child keeps mlflow, its
-environment variables and its output out of the conductor, and can be ended when a server hangs.
+child process, ``python -m conductor.tracking <that file>``, sends it and leaves what became of it
+in ``tracking-result.json``. The child keeps mlflow, its environment variables and its output (in
+``tracking.log``) out of the conductor, is ended when a server hangs, and ends with the conductor.
 
 Invariants:
 - The pending file exists until a server has everything; the same command sends it later.
 - Sending again changes nothing: runs are found by the tag ``day0.run_id``, and values that a run
   already has are not logged again.
-- User names and passwords in a tracking URI reach the child's environment and nothing else.
+- User names and passwords in a tracking URI reach the child's environment and no file.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import re
-import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -29,19 +29,24 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from conductor.files import read_json, write_json
-from conductor.report import Document, validated, write_report
+from conductor.executors.environ import LOOPBACK_HOSTS
+from conductor.executors.local import POLL_S, SupervisedProcess, describe_status
+from conductor.files import read_json, write_json, write_text
+from conductor.report import Document, split_reason, validated, write_report
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
 PENDING = "tracking-pending.json"
+RESULT = "tracking-result.json"
+LOG = "tracking.log"
 REPORT_FILES = ("report.json", "report.md", "report.html")
 EXPERIMENT = "day0"
 LIMIT_S = 60.0
 """Longest time the child may take; a dead or hanging server is noticed long before."""
-LOOPBACK = "127.0.0.1,localhost"
+GRACE_S = 1.0
+"""Time the child has to end by itself at the limit; it holds nothing that must be put away."""
 DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "3",
@@ -65,7 +70,7 @@ BATCH = 500
 LONGEST_DETAIL = 400
 
 
-class Status(StrEnum):
+class TrackingStatus(StrEnum):
     """What became of the record of a release."""
 
     PENDING = "pending"
@@ -78,7 +83,7 @@ class Status(StrEnum):
 class Tracking:
     """Where a release is recorded; ``uri`` and ``detail`` hold no credentials."""
 
-    status: Status
+    status: TrackingStatus
     uri: str | None
     detail: str = ""
     run_id: str | None = None
@@ -103,18 +108,17 @@ class PlannedRun:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Everything that a release logs; artifacts are paths inside the run directory."""
+class TrackingPlan:
+    """Everything that a release logs beside the files of its report."""
 
     run_id: str
     workspace: str
     release: PlannedRun
     stages: Mapping[str, PlannedRun]
     verdicts: Mapping[str, Any]
-    artifacts: Sequence[str] = REPORT_FILES
 
     @classmethod
-    def from_document(cls, document: Mapping[str, Any]) -> Plan:
+    def from_document(cls, document: Mapping[str, Any]) -> TrackingPlan:
         """Read a plan back from its JSON form.
 
         Raises:
@@ -147,22 +151,22 @@ def log_release(
     uri = tracking_uri(environ, workspace)
     try:
         write_json(pending, asdict(plan))
-        answer = _send_in_child(pending, environ=environ, limit_s=limit_s)
+        answer = _send_in_child(pending, uri=uri, environ=environ, limit_s=limit_s)
     except OSError as error:
-        answer = {"status": Status.UNAVAILABLE, "detail": str(error)}
-    if answer["status"] == Status.LOGGED:
-        return Tracking(**{**answer, "status": Status.LOGGED})
+        answer = {"status": TrackingStatus.UNAVAILABLE, "detail": str(error)}
+    if answer["status"] == TrackingStatus.LOGGED:
+        return Tracking(**{**answer, "status": TrackingStatus.LOGGED})
     detail = (
         f"MLflow at {without_credentials(uri)} did not take the release: "
-        f"{_redact(answer['detail'], uri)}. What it would have logged is kept; send it with: "
+        f"{answer['detail']}. What it would have logged is kept; send it with: "
         f"python -m conductor.tracking {pending}"
     )
-    return Tracking(status=Status.UNAVAILABLE, uri=without_credentials(uri), detail=detail)
+    return Tracking(status=TrackingStatus.UNAVAILABLE, uri=without_credentials(uri), detail=detail)
 
 
-def plan_release(document: Document, *, workspace: Path) -> Plan:
+def plan_release(document: Document, *, workspace: Path) -> TrackingPlan:
     """Plan the runs, parameters, metrics, tags and artifacts of a validated report document."""
-    return Plan(
+    return TrackingPlan(
         run_id=document["run_id"],
         workspace=str(workspace.resolve()),
         release=_plan_parent(document),
@@ -184,7 +188,7 @@ def without_credentials(text: str) -> str:
     return re.sub(r"(?<=://)([^\s/]*|[^\s/@]*:\S*)@", "", text)
 
 
-def send(plan: Plan, run_dir: Path, *, uri: str, experiment: str) -> Tracking:
+def send(plan: TrackingPlan, run_dir: Path, *, uri: str, experiment: str) -> Tracking:
     """Send ``plan`` to the store at ``uri``; runs that an earlier try began are completed.
 
     The report is attached with the run IDs in it; the one in ``run_dir`` gets them last, so that it
@@ -209,7 +213,7 @@ def send(plan: Plan, run_dir: Path, *, uri: str, experiment: str) -> Tracking:
         _end(client, run, planned)
         stage_run_ids[stage] = run.info.run_id
     tracking = Tracking(
-        status=Status.LOGGED,
+        status=TrackingStatus.LOGGED,
         uri=without_credentials(uri),
         run_id=parent_id,
         stage_run_ids=stage_run_ids,
@@ -219,7 +223,7 @@ def send(plan: Plan, run_dir: Path, *, uri: str, experiment: str) -> Tracking:
     report = {**read_json(run_dir / "report.json"), "tracking": tracking.document()}
     with TemporaryDirectory() as directory:
         write_report(report, Path(directory))
-        for name in plan.artifacts:
+        for name in REPORT_FILES:
             client.log_artifact(parent_id, str(Path(directory) / name))
     _end(client, parent, plan.release)
     write_report(report, run_dir)
@@ -227,7 +231,7 @@ def send(plan: Plan, run_dir: Path, *, uri: str, experiment: str) -> Tracking:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Send one pending file and print what became of it as JSON; remove the file when it is sent.
+    """Send one pending file and remove it; write what became of it to ``tracking-result.json``.
 
     Returns:
         0 when logged, 1 when the store is unavailable, 2 when the file is not a plan.
@@ -238,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     pending = Path(arguments[0])
     try:
-        plan = Plan.from_document(read_json(pending))
+        plan = TrackingPlan.from_document(read_json(pending))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         sys.stderr.write(f"{pending}: not a pending record of a release: {error}\n")
         return 2
@@ -249,20 +253,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with contextlib.redirect_stdout(sys.stderr):
             tracking = send(plan, pending.parent, uri=uri, experiment=experiment)
+        write_json(pending.with_name(RESULT), tracking.document())
         pending.unlink()
     except Exception as error:
         tracking = Tracking(
-            status=Status.UNAVAILABLE,
+            status=TrackingStatus.UNAVAILABLE,
             uri=without_credentials(uri),
             detail=_redact(_cause(error), uri),
         )
-    sys.stdout.write(json.dumps(tracking.document()) + "\n")
-    return 0 if tracking.status is Status.LOGGED else 1
+        with contextlib.suppress(OSError):  # a directory that takes no file: the line below says it
+            write_json(pending.with_name(RESULT), tracking.document())
+    said = f": {tracking.detail}" if tracking.detail else f" as run {tracking.run_id}"
+    sys.stdout.write(f"{tracking.status} at {tracking.uri}{said}\n")
+    return 0 if tracking.status is TrackingStatus.LOGGED else 1
 
 
 def _plan_parent(document: Document) -> PlannedRun:
     status = "FINISHED" if document["decision"] else "FAILED"
-    lines = [*document["reasons"], f"Next: {document['next_action']}"]
+    sentences = [split_reason(reason)[0] for reason in document["reasons"]]
+    lines = [*sentences, f"Next: {document['next_action']}"]
     return PlannedRun(
         name=document["run_id"],
         status=status,
@@ -287,6 +296,7 @@ def _plan_parent(document: Document) -> PlannedRun:
 def _parameters(document: Document) -> Mapping[str, Any]:
     """Name what was asked for; facts that were not reached are None."""
     model, recipe, engine = document["model"], document["recipe"], document["engine"]
+    calibration = recipe.get("calibration") or {}
     return {
         "model": model["requested"],
         "model_revision": model["revision"],
@@ -294,6 +304,7 @@ def _parameters(document: Document) -> Mapping[str, Any]:
         "recipe": recipe["name"],
         "quantizer": recipe["quantizer"],
         "scheme": recipe["scheme"],
+        **{f"calibration_{name}": value for name, value in calibration.items()},
         "engine": engine["name"],
         "engine_version": engine["version"],
         "device": engine["device"],
@@ -321,16 +332,10 @@ def _metrics(document: Document) -> Iterator[tuple[str, float]]:
 
 
 def _plan_stages(document: Document) -> Iterator[tuple[str, PlannedRun]]:
-    """Plan a run for every stage that ran; without recorded times, stages follow each other."""
-    clock_ms = _milliseconds(document["started_at"])
+    """Plan a run for every stage that came to an end."""
     for stage in document["stages"]:
-        if stage["seconds"] is None:
+        if None in (stage["started_at"], stage["finished_at"], stage["seconds"]):
             continue
-        started, finished = stage.get("started_at"), stage.get("finished_at")
-        started_ms = _milliseconds(started) if started else clock_ms
-        clock_ms = (
-            _milliseconds(finished) if finished else started_ms + round(1000 * stage["seconds"])
-        )
         gates = {
             f"day0.gate.{_key(gate['gate'])}": _result(gate["document"])
             for gate in document["gates"]
@@ -341,8 +346,8 @@ def _plan_stages(document: Document) -> Iterator[tuple[str, PlannedRun]]:
             PlannedRun(
                 name=stage["name"],
                 status="FINISHED" if stage["state"] == "done" else "FAILED",
-                started_ms=started_ms,
-                finished_ms=clock_ms,
+                started_ms=_milliseconds(stage["started_at"]),
+                finished_ms=_milliseconds(stage["finished_at"]),
                 params={},
                 metrics={"seconds": stage["seconds"], "attempts": stage["attempts"]},
                 tags=_texts(
@@ -350,7 +355,6 @@ def _plan_stages(document: Document) -> Iterator[tuple[str, PlannedRun]]:
                         RUN_TAG: document["run_id"],
                         STAGE_TAG: stage["name"],
                         "day0.state": stage["state"],
-                        "day0.times": "recorded" if started and finished else "from durations",
                         **gates,
                     }
                 ),
@@ -383,46 +387,48 @@ def _unused(key: str, keys: Iterable[str]) -> str:
 
 
 def _send_in_child(
-    pending: Path, *, environ: Mapping[str, str], limit_s: float
+    pending: Path, *, uri: str, environ: Mapping[str, str], limit_s: float
 ) -> Mapping[str, Any]:
-    """Run ``main`` on ``pending`` in another process and return the document it prints.
+    """Run ``main`` on ``pending`` in another process and return the result it leaves.
 
     ``-P`` keeps the working directory off the import path; a relative tracking URI still means a
     path under it.
     """
+    result, log = pending.with_name(RESULT), pending.with_name(LOG)
+    for stale in (result, log):
+        stale.unlink(missing_ok=True)
     package_root = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, (package_root, environ.get("PYTHONPATH"))))
+    deadline = time.monotonic() + limit_s
+    with SupervisedProcess(
+        [sys.executable, "-P", "-m", "conductor.tracking", str(pending)],
+        environ={**environ, "PYTHONPATH": path},
+        log=log,
+        grace_s=GRACE_S,
+    ) as child:
+        while (status := child.poll()) is None and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+    write_text(log, _redact(log.read_text(encoding="utf-8", errors="replace"), uri))
     try:
-        child = subprocess.run(
-            [sys.executable, "-P", "-m", "conductor.tracking", str(pending)],
-            env={**environ, "PYTHONPATH": path},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=limit_s,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return {"status": Status.UNAVAILABLE, "detail": f"not done within {limit_s:g} s"}
-    try:
-        answer: Mapping[str, Any] = json.loads(child.stdout)
-    except ValueError:
-        last = (child.stderr.splitlines() or ["no message"])[-1]
-        detail = f"the sender ended with exit code {child.returncode}: {last}"
-        return {"status": Status.UNAVAILABLE, "detail": detail}
+        answer: Mapping[str, Any] = read_json(result)
+    except FileNotFoundError:
+        ended = f"not done within {limit_s:g} s" if status is None else describe_status(status)
+        return {
+            "status": TrackingStatus.UNAVAILABLE,
+            "detail": f"the sender left no result ({ended}); its log is {log}",
+        }
     return answer
 
 
 def _settings(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that must stand before mlflow is imported."""
-    proxies = [environ.get("NO_PROXY"), environ.get("no_proxy"), LOOPBACK]
+    proxies = [environ.get("NO_PROXY"), environ.get("no_proxy"), LOOPBACK_HOSTS]
     no_proxy = ",".join(filter(None, proxies))
     chosen = {name: environ.get(name) or default for name, default in DEFAULTS.items()}
     return {**chosen, **FIXED, "NO_PROXY": no_proxy, "no_proxy": no_proxy}
 
 
-def _find_experiment(client: MlflowClient, name: str, *, plan: Plan, uri: str) -> str:
+def _find_experiment(client: MlflowClient, name: str, *, plan: TrackingPlan, uri: str) -> str:
     """Return the experiment's ID; a server says where artifacts go, a local store has a place."""
     found = client.get_experiment_by_name(name)
     if found is not None:

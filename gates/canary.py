@@ -3,7 +3,8 @@
 Loading proves little: a server can drop the scales of a quantized checkpoint, report healthy, and
 answer noise. So candidate and source answer the same prompts, greedily and with the same token
 limit, and the candidate may not break where the source does not. The texts need not be equal, and
-a candidate that is merely worse must pass: how much worse is for the evaluation to say.
+a candidate that is merely worse must pass: how much worse is for the evaluation to say. Where not
+even the source can be served, the settings or the machine failed, and not the checkpoint.
 """
 
 from __future__ import annotations
@@ -67,13 +68,13 @@ class Answer:
 
     @classmethod
     def parse(cls, value: object, path: str) -> Self:
-        """Read an answer; null text is no text, and odd log-probabilities are kept to be judged."""
+        """Read an answer; null text is no text, and odd log-probabilities are kept."""
         document = mapping(value, path)
         tokens = sequence(field(document, "tokens", path), join(path, "tokens"))
         logprobs = sequence(field(document, "logprobs", path), join(path, "logprobs"))
         return cls(
             text=_text_or_null(document, "text", path) or "",
-            tokens=tuple(text(token, f"{path}.tokens[{i}]") for i, token in enumerate(tokens)),
+            tokens=tuple(_token(token, f"{path}.tokens[{i}]") for i, token in enumerate(tokens)),
             logprobs=tuple(_logprob(p, f"{path}.logprobs[{i}]") for i, p in enumerate(logprobs)),
             finish_reason=_text_or_null(document, "finish_reason", path),
             error=_text_or_null(document, "error", path),
@@ -88,6 +89,11 @@ class Answer:
 def _text_or_null(document: Mapping[str, object], key: str, path: str) -> str | None:
     value = field(document, key, path)
     return None if value is None else text(value, join(path, key))
+
+
+def _token(value: object, path: str) -> str:
+    """Return a token's text; ids beyond the vocabulary have none."""
+    return "" if value is None else text(value, path)
 
 
 def _logprob(value: object, path: str) -> float:
@@ -118,36 +124,46 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True)
 class CanaryEvidence:
-    """A server's start and its first answers."""
+    """A server's start and its first answers.
+
+    ``source_health`` is how the source's server started with the same settings, if that was said.
+    """
 
     served_name: str
     expected_name: str
     health: Health
     health_detail: str
+    source_health: Health | None
+    source_health_detail: str
     prompts: tuple[Prompt, ...]
 
     @classmethod
     def parse(cls, value: object) -> Self:
-        """Read the evidence; a server that is healthy must have been asked something."""
+        """Read the evidence; servers that are healthy must have been asked something."""
         document = mapping(value, "")
         text(field(document, "engine", ""), "engine")
         health = member(Health, field(document, "health", ""), "health")
         prompts = sequence(field(document, "prompts", ""), "prompts")
-        if health is Health.OK and not prompts:
+        source, detail = document.get("source_health"), document.get("source_health_detail")
+        source_health = None if source is None else member(Health, source, "source_health")
+        if {health, source_health} <= {Health.OK, None} and not prompts:
             raise EvidenceError("prompts", "must hold at least one prompt with its two answers")
         return cls(
             served_name=_text_or_null(document, "served_name", "") or "",
             expected_name=text(field(document, "expected_name", ""), "expected_name"),
             health=health,
             health_detail=_text_or_null(document, "health_detail", "") or "",
+            source_health=source_health,
+            source_health_detail="" if detail is None else text(detail, "source_health_detail"),
             prompts=tuple(Prompt.parse(p, f"prompts[{i}]") for i, p in enumerate(prompts)),
         )
 
 
 def evaluate_canary(document: object) -> Verdict:
-    """Judge a server's start and its answers beside the source's.
+    """Check a server's start and its answers beside the source's.
 
-    A server that refused the checkpoint, or answers that are broken, fail with
+    A source that cannot be served with the same settings fails with ``SYSTEMIC``, whatever became
+    of the candidate. A server that refused the checkpoint, or answers that are broken, fail with
     ``CHECKPOINT_NOT_SERVABLE``; one that was killed, was not ready in time, or is not the one
     expected, with ``DEPLOYMENT_HEALTH_FAILED``; a lost port with ``INFRA_TRANSIENT``; a source
     that is itself broken on every prompt fails with ``UNKNOWN``, since nothing can be compared.
@@ -157,9 +173,11 @@ def evaluate_canary(document: object) -> Verdict:
         evidence = CanaryEvidence.parse(document)
     except EvidenceError as error:
         return Verdict.refused(GATE, error)
-    checks = [_health(evidence)]
+    checks = [*_source_health(evidence), _health(evidence)]
     failure_class = _UNHEALTHY.get(evidence.health, FailureClass.DEPLOYMENT_HEALTH_FAILED)
-    if checks[0].passed:
+    if evidence.source_health not in (Health.OK, None):
+        failure_class = FailureClass.SYSTEMIC
+    if all(check.passed for check in checks):
         checks.append(_name(evidence))
     if all(check.passed for check in checks):
         checks.append(_source(evidence.prompts))
@@ -174,6 +192,24 @@ def evaluate_canary(document: object) -> Verdict:
         checks=tuple(checks),
         failure_class=failure_class if failed else None,
         detail="; ".join(failed) or f"{len(evidence.prompts)} prompt(s) answered",
+    )
+
+
+def _source_health(evidence: CanaryEvidence) -> Iterator[Check]:
+    """Require that the source can be served with these settings, where somebody tried."""
+    if evidence.source_health is None:
+        return
+    passed = evidence.source_health is Health.OK
+    also = "not even the source can" if evidence.health is not Health.OK else "the source cannot"
+    reason = evidence.source_health_detail or "its server gave no reason"
+    yield Check(
+        subject="source_health",
+        observed=evidence.source_health,
+        limit=Health.OK,
+        passed=passed,
+        detail=evidence.source_health_detail
+        if passed
+        else f"{also} be served with these settings: {evidence.source_health}: {reason}",
     )
 
 

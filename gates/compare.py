@@ -55,7 +55,7 @@ def evaluate_comparison(
     *,
     directions: object = None,
 ) -> Verdict:
-    """Judge two sets of scores ``{task: score}``.
+    """Compare two sets of scores ``{task: score}``.
 
     ``threshold`` is the largest drop as a fraction of each task's scale, or of the baseline score
     if ``relative``; a drop of exactly the threshold is within it. ``scales`` holds the full score
@@ -82,7 +82,7 @@ def evaluate_comparison(
     one_sided = sorted(set(base) ^ set(cand))
     if one_sided:
         return _task_sets_differ(one_sided)
-    return _judge([_compare(task, base[task], cand[task], rule) for task in sorted(tasks)], rule)
+    return _verdict([_compare(task, base[task], cand[task], rule) for task in sorted(tasks)], rule)
 
 
 def _directions(value: object, tasks: set[str]) -> dict[str, bool]:
@@ -191,7 +191,7 @@ def _anomaly(
     return ""
 
 
-def _judge(comparisons: list[_Comparison], rule: _Rule) -> Verdict:
+def _verdict(comparisons: list[_Comparison], rule: _Rule) -> Verdict:
     """Turn compared tasks into a verdict: unbelievable before bad before good."""
     anomalies = [c.anomaly for c in comparisons if c.anomaly]
     regressed = [c.check.detail for c in comparisons if not c.check.passed]

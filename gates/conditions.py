@@ -21,7 +21,7 @@ _ABSENT = object()
 def evaluate_conditions(
     baseline: object, candidate: object, may_differ: Collection[str] = ()
 ) -> Verdict:
-    """Judge two resolved configurations ``{setting: value}``; a setting on one side only differs.
+    """Compare two resolved configurations ``{setting: value}``; a setting on one side only differs.
 
     Settings that differ fail with ``CONDITIONS_DIFFER`` and are named; configurations that cannot
     be read, or hold nothing to compare, fail with ``USER_CONFIG_ERROR``. Nothing is raised.

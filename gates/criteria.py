@@ -1,7 +1,7 @@
 """Criteria: every limit the gates hold evidence against, with where its number comes from.
 
 Probes, gates and documentation read the same tables, so a recipe or a limit is changed in one
-place. Nothing here measures or judges.
+place. Nothing here measures or decides.
 """
 
 from __future__ import annotations
@@ -73,9 +73,35 @@ PRECISION_BITS: Mapping[str, int] = MappingProxyType(
 """Bits per weight of each source precision that may be declared. Closed: a free description such
 as "mostly fp8" proves nothing about what can shrink."""
 
+SIZE_TOLERANCE = 0.01
+"""Share of the predicted size left for small tensors that exporters add, such as cache scales."""
+
+SCALE_WIDENING: Mapping[Bucket, float] = MappingProxyType({Bucket.INT4: (32 + 4) / 16})
+"""How much more than a recipe's 16-bit scales a format may store: 32-bit ones and zero points.
+The scales of the floating-point formats have one width only."""
+
+STORED_AGAIN: Mapping[str, tuple[float, float]] = MappingProxyType(
+    {"F32": (0.5, 1.0), "F8_E4M3": (1.0, 2.0)}
+)
+"""How much smaller or larger a tensor that is left alone may be written, by its safetensors type:
+exporters write 32-bit floats in 16 bits, and expand 8-bit ones to 16."""
+
+BYTES_PER_ROW = 4
+"""Most that one matrix stores beside its weights for each row: a 32-bit scale."""
+
+BYTES_PER_COLUMN = 4
+"""Most that one matrix stores beside its weights for each column: a 32-bit smoothing factor."""
+
+BYTES_PER_MATRIX = 64
+"""Most that one matrix stores beside its weights as a whole: a few global scales or its shape."""
+
 MODULE_KINDS = ("attention.qkv", "attention.output", "mlp", "experts")
-"""Kinds of linear modules a recipe can mean. Embeddings, ``lm_head``, routers, norms, vision
-towers and multi-token-prediction heads are left alone by every recipe."""
+"""Kinds of linear modules a recipe can mean. A recipe that means all of them also means matrices of
+decoder layers that are of no kind known. Embeddings, ``lm_head``, routers, norms, convolutions,
+vision towers and multi-token-prediction heads are left alone by every recipe."""
+
+UNKNOWN_KIND = "unknown"
+"""Kind of a decoder layer's matrix whose name says nothing, as in an architecture that is new."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +119,12 @@ class Recipe:
     quantizes: tuple[str, ...]
     weight_bits: float
     summary: str
+
+    def means(self, kind: str) -> bool:
+        """Tell whether modules of this kind are to be quantized."""
+        return kind in self.quantizes or (
+            kind == UNKNOWN_KIND and set(self.quantizes) >= set(MODULE_KINDS)
+        )
 
 
 _NVFP4_BITS = 4 + 8 / 16

@@ -25,7 +25,8 @@ REQUIRED_GATES = (
     "external",
 )
 """Gates whose verdicts an ACCEPT needs, by the name the release files them under. A suite without
-a generation task has no completion length to compare, so its release leaves out ``verbosity``."""
+a generation task has no completion length to compare, so its release leaves out ``verbosity``;
+one without references leaves out ``external``."""
 
 
 class Action(StrEnum):
@@ -70,7 +71,7 @@ TRIAGE: Mapping[FailureClass, Triage] = MappingProxyType(
     {
         FailureClass.INFRA_TRANSIENT: _retry(
             Action.ABORT_SYSTEMIC,
-            "Repair the machine or service named in the reason, then resume the release.",
+            "Repair the machine or service named in the reason, then start the release again.",
         ),
         FailureClass.MODEL_UNSUPPORTED: _stop(
             Action.STOP_INFEASIBLE,
@@ -96,7 +97,8 @@ TRIAGE: Mapping[FailureClass, Triage] = MappingProxyType(
         FailureClass.EVAL_JUDGE_FAILED: Triage(
             action=Action.WAIT_AND_RETRY,
             after_retries=Action.STOP_ANOMALOUS,
-            next_action="Check the judge endpoint's credentials and rate limit, then resume.",
+            next_action="Check the judge endpoint's credentials and rate limit, then start the "
+            "release again.",
             retries=2,
             wait_s=60.0,
         ),
@@ -131,7 +133,8 @@ TRIAGE: Mapping[FailureClass, Triage] = MappingProxyType(
         ),
         FailureClass.SYSTEMIC: _stop(
             Action.ABORT_SYSTEMIC,
-            "Repair the machine or service named in the reason, then resume the release.",
+            "Repair the machine or service, or correct the settings, named in the reason, then "
+            "start the release again.",
         ),
         FailureClass.UNKNOWN: _stop(
             Action.STOP_ANOMALOUS,
@@ -142,7 +145,7 @@ TRIAGE: Mapping[FailureClass, Triage] = MappingProxyType(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Failure:
+class StageFailure:
     """A stage that failed without a verdict, such as a worker that crashed for good."""
 
     stage: str
@@ -198,7 +201,7 @@ class _Problem:
 
 def decide(
     verdicts: Mapping[str, Verdict],
-    failures: Iterable[Failure] = (),
+    failures: Iterable[StageFailure] = (),
     required: tuple[str, ...] = REQUIRED_GATES,
 ) -> Outcome:
     """Return the decision on all verdicts, filed by gate name, and on stages that failed.

@@ -10,7 +10,7 @@ Invariants:
   a list nested a thousand deep.
 
 The one exception is a run summary: a count or score that is missing or odd is itself a finding
-about the run, so it is kept as a fault beside the good fields and judged by the gate.
+about the run, so it is kept as a fault beside the good fields for the gate to check.
 """
 
 from __future__ import annotations
@@ -282,7 +282,7 @@ class CheckpointEvidence:
         return cls(
             source_bytes=count(field(document, "source_bytes", ""), "source_bytes", minimum=1),
             output_bytes=count(field(document, "output_bytes", ""), "output_bytes", minimum=1),
-            recipe=text(field(document, "recipe", ""), "recipe").strip().lower(),
+            recipe=text(field(document, "recipe", ""), "recipe").strip(),
             layers=LayerCounts.parse(
                 field(document, "layer_precision_counts", ""), "layer_precision_counts"
             ),
@@ -336,11 +336,31 @@ class ErrorKind(StrEnum):
     OTHER = "other"
 
 
+def _http(codes: str) -> str:
+    """Return a pattern for status codes where the words around them say that they are such.
+
+    A bare number may as well be a line, a size or a sample: "line 403", "429 MiB free".
+    """
+    named = (
+        r"(?:(?:http|error|status|response)[ _-]?){0,2}"
+        r"(?:http(?:/[\d.]+)?|http[ _-]?(?:status[ _-]?)?error|status|code)"
+    )
+    before = rf"(?:{named}[\"']?[\s:=(]{{1,3}}|error[ (]{{1,2}})"
+    return rf"{before}(?:{codes})|(?:{codes}) client error"
+
+
 _ERROR_PROSE = {
-    ErrorKind.RATE_LIMIT: r"rate[ _-]?limit(ed|s|ing)?|too many requests|429",
+    ErrorKind.RATE_LIMIT: (
+        r"rate[ _-]?limit(?:ed|s|ing|error)?|too many requests|insufficient[ _]quota"
+        r"|(?<!disk )quota (?:\w+ ){0,2}exceeded|exceed(?:s|ed) (?:\w+ ){0,3}(?<!disk )quota|"
+    )
+    + _http("429"),
     ErrorKind.AUTHORIZATION: (
-        r"unauthori[sz]ed|not authori[sz]ed|authori[sz]ation|authentication|401|403"
-    ),
+        r"unauthori[sz]ed|not authori[sz]ed|authori[sz]ation|authentication(?:error)?|forbidden"
+        r"|(?:invalid|incorrect|missing|expired|no) api[ _-]?key"
+        r"|api[ _-]?key (?:\w+ ){0,2}(?:invalid|missing|expired|valid|set)|"
+    )
+    + _http("401|403"),
     ErrorKind.JUDGE: r"judge",
 }
 """Whole words and phrases by which an error without a kind is told; first match wins."""

@@ -3,9 +3,9 @@
 Baseline and candidate can agree and both be wrong: a broken prompt or a wrong chat template lowers
 both. So the baseline is held against references that the suite cites, such as a model card.
 
-A new model often has no published score, and inventing one would prove nothing. Without any
-reference this gate therefore passes, by one check that says that none was given, and names every
-task as externally unverified; the report shows it. A reference that is given always counts.
+A new model often has no published score, and inventing one would prove nothing. A release without
+any reference leaves this gate out; asked all the same, the gate refuses, because a pass would be
+one by a check made of nothing. Tasks without a reference beside others are named in the notes.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def evaluate_external(
     tolerance: float = EXTERNAL_TOLERANCE,
     scales: object = None,
 ) -> Verdict:
-    """Judge baseline ``scores`` ``{task: score}`` against ``references`` ``{task: score}``.
+    """Hold baseline ``scores`` ``{task: score}`` against ``references`` ``{task: score}``.
 
     ``tolerance`` is the largest distance as a fraction of the task's scale, in either direction;
-    a distance of exactly the tolerance is within it. Input that cannot be read fails with
-    ``USER_CONFIG_ERROR``. Nothing is raised.
+    a distance of exactly the tolerance is within it. Input that cannot be read, or holds no
+    reference, fails with ``USER_CONFIG_ERROR``. Nothing is raised.
     """
     try:
         measured = {
@@ -43,6 +43,8 @@ def evaluate_external(
         limit = evidence.fraction(tolerance, "tolerance")
         full_scores = evidence.scales(scales, measured)
         cited = _references(references, measured)
+        if not cited:
+            raise EvidenceError("references", "no reference was given: leave this gate out")
     except EvidenceError as error:
         return Verdict.refused(GATE, error)
     checks = [
@@ -50,15 +52,12 @@ def evaluate_external(
         for task, reference in sorted(cited.items())
     ]
     failed = [check.detail for check in checks if not check.passed]
-    detail = f"{len(checks)} task(s) within {limit:g} of their references"
-    if not checks:
-        checks, detail = [_none_given()], "no task has a reference: externally unverified"
     return Verdict(
         gate=GATE,
         checks=tuple(checks),
         failure_class=FailureClass.EXTERNAL_BASELINE_MISMATCH if failed else None,
         decision=Decision.ANOMALOUS if failed else None,
-        detail="; ".join(failed) or detail,
+        detail="; ".join(failed) or f"{len(checks)} task(s) within {limit:g} of their references",
         notes=_notes(measured, cited, full_scores),
     )
 
@@ -86,12 +85,6 @@ def _check(
         passed=distance <= allowed,
         detail=f"{task}: baseline {score:g}, reference {reference:g}, "
         f"{float(distance):g} apart with {float(allowed):g} allowed",
-    )
-
-
-def _none_given() -> Check:
-    return Check(
-        subject="references", observed=0, limit=0, passed=True, detail="no reference was given"
     )
 
 

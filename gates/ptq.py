@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from gates.criteria import INHERENT_GROWTH_MAX, PRECISION_BITS, RECIPES, Recipe
-from gates.evidence import CheckpointEvidence, EvidenceError
+from gates.evidence import CheckpointEvidence, EvidenceError, LayerCounts
 from gates.verdict import Check, FailureClass, Verdict
 
 GATE = "ptq"
@@ -30,7 +30,7 @@ _Finding = tuple[Check, FailureClass]
 
 
 def evaluate_checkpoint(summary: object, *, recipes: Mapping[str, Recipe] = RECIPES) -> Verdict:
-    """Judge a checkpoint summary; ``recipes`` adds rows to, or replaces, the built-in table.
+    """Check a checkpoint summary against its recipe, a row of ``recipes`` in any letter case.
 
     Sizes are bytes of weights on disk. A summary that cannot be read fails with
     ``USER_CONFIG_ERROR``; nothing is raised.
@@ -39,7 +39,7 @@ def evaluate_checkpoint(summary: object, *, recipes: Mapping[str, Recipe] = RECI
         evidence = CheckpointEvidence.parse(summary)
     except EvidenceError as error:
         return Verdict.refused(GATE, error)
-    recipe = recipes.get(evidence.recipe)
+    recipe = _find(evidence.recipe, recipes)
     notes: list[str] = []
     findings = [
         *_recipe_known(evidence, recipe, recipes),
@@ -60,6 +60,12 @@ def evaluate_checkpoint(summary: object, *, recipes: Mapping[str, Recipe] = RECI
         or "size, coverage and metadata all pass",
         notes=tuple(notes),
     )
+
+
+def _find(name: str, recipes: Mapping[str, Recipe]) -> Recipe | None:
+    """Return the row of that name, or the last one whose name differs in letter case only."""
+    by_folded_name = {known.casefold(): recipe for known, recipe in recipes.items()}
+    return recipes.get(name, by_folded_name.get(name.casefold()))
 
 
 def _recipe_known(
@@ -183,7 +189,7 @@ def _coverage(evidence: CheckpointEvidence, recipe: Recipe | None) -> Iterator[_
         evidence,
         "declaration_mismatch",
         counts.declaration_mismatch,
-        "in another precision than declared",
+        "in another precision than declared or meant",
     )
 
 
@@ -196,10 +202,25 @@ def _covered(evidence: CheckpointEvidence, recipe: Recipe) -> _Finding:
         passed=covered > 0,
         detail=f"{covered} layer(s) in {recipe.bucket}"
         if covered
-        else f"no layer is in {recipe.bucket}: recipe {recipe.name} matched none of the model's "
-        "modules; choose a recipe that means modules this model has",
+        else f"no layer is in {recipe.bucket}: {_counted_instead(evidence.layers, recipe)}",
     )
     return check, FailureClass.MODEL_UNSUPPORTED
+
+
+def _counted_instead(layers: LayerCounts, recipe: Recipe) -> str:
+    """Say what the layers are, where none is as the recipe means them."""
+    counted = {
+        **{f"in {bucket}": count for bucket, count in layers.quantized.items()},
+        "left unquantized": layers.unexpected_unquantized,
+        "not as declared or meant": layers.declaration_mismatch,
+    }
+    found = [f"{count} layer(s) {what}" for what, count in counted.items() if count]
+    if found:
+        return f"the export did not follow recipe {recipe.name} ({', '.join(found)})"
+    return (
+        f"recipe {recipe.name} matched none of the model's modules; choose a recipe that means "
+        "modules this model has"
+    )
 
 
 def _no_layers(evidence: CheckpointEvidence, kind: str, layers: int, what: str) -> _Finding:

@@ -28,7 +28,7 @@ _Finding = tuple[Check, FailureClass]
 
 
 def evaluate_run(summary: object) -> Verdict:
-    """Judge a run summary ``{"tasks": {name: {...}}}``.
+    """Check a run summary ``{"tasks": {name: {...}}}``.
 
     A summary that cannot be read, or holds no task, fails with ``USER_CONFIG_ERROR``; a count or
     score that is missing or odd fails with ``SAMPLE_ACCOUNTING_FAILED``. Nothing is raised.
@@ -67,7 +67,7 @@ def _outcome(findings: list[_Finding]) -> Mapping[str, object]:
 
 
 def _findings(name: str, task: TaskRun) -> Iterator[_Finding]:
-    """Judge one task; samples and score of a task that has not ended say nothing yet."""
+    """Check one task; samples and score of a task that has not ended say nothing yet."""
     path = join("tasks", name)
     yield _status(path, task)
     yield _errors(path, task)

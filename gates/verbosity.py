@@ -49,7 +49,7 @@ def evaluate_verbosity(
     collapsed_keys: Mapping[str, object] | None = None,
     found_artifacts: bool = False,
 ) -> Verdict:
-    """Judge ``{task: [(mean completion tokens, successful samples), ...]}`` of two sides.
+    """Compare ``{task: [(mean completion tokens, successful samples), ...]}`` of two sides.
 
     ``threshold`` is the largest change as a fraction of the baseline's mean. ``dropped_tasks``
     names tasks that were left out while collecting, ``collapsed_keys`` those whose runs may belong
@@ -71,7 +71,7 @@ def evaluate_verbosity(
     comparisons = {
         task: _compare(sides[0].get(task, []), sides[1].get(task, []), limit) for task in tasks
     }
-    return _judge(comparisons, limit, dropped)
+    return _verdict(comparisons, limit, dropped)
 
 
 def _side(value: object, side: str) -> _Runs:
@@ -203,7 +203,7 @@ def _largest_shared_size(baseline: list[_Run], candidate: list[_Run]) -> int | N
     return None
 
 
-def _judge(comparisons: Mapping[str, _Comparison], limit: float, dropped: list[str]) -> Verdict:
+def _verdict(comparisons: Mapping[str, _Comparison], limit: float, dropped: list[str]) -> Verdict:
     compared = {task: c for task, c in comparisons.items() if c.delta is not None}
     unmeasured = tuple(task for task in comparisons if task not in compared)
     exceeded = [task for task, comparison in compared.items() if not comparison.within]

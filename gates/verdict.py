@@ -11,14 +11,12 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from gates import evidence
 from gates.evidence import EvidenceError, shown
 
 _DEEPEST = 6
-
-_Member = TypeVar("_Member", bound=StrEnum)
 
 
 class Decision(StrEnum):
@@ -127,28 +125,8 @@ class Verdict(Mapping[str, Any]):
         }
 
     @classmethod
-    def from_document(cls, value: object) -> Self:
-        """Read a verdict back from its JSON form; raise ``EvidenceError`` where it is not one."""
-        document = evidence.mapping(value, "")
-        verdict = cls(
-            gate=evidence.text(evidence.field(document, "gate", ""), "gate"),
-            checks=_checks(evidence.field(document, "checks", "")),
-            failure_class=_optional(FailureClass, document, "failure_class"),
-            decision=_optional(Decision, document, "decision"),
-            detail=evidence.text(evidence.field(document, "detail", ""), "detail"),
-            notes=_texts(document, "notes"),
-            per_task=_per_task(evidence.field(document, "per_task", "")),
-            not_comparable=_texts(document, "not_comparable"),
-            max_abs_delta=_delta(evidence.field(document, "max_abs_delta", "")),
-        )
-        claimed = evidence.boolean(evidence.field(document, "pass", ""), "pass")
-        if claimed != verdict.passed:
-            raise EvidenceError("pass", f"says {shown(claimed)}, but the checks say otherwise")
-        return verdict
-
-    @classmethod
     def refused(cls, gate: str, error: EvidenceError) -> Self:
-        """Return the verdict on evidence that could not be read: nothing was judged."""
+        """Return the verdict on evidence that could not be read: nothing was checked."""
         return cls(
             gate=gate,
             checks=(
@@ -175,47 +153,3 @@ class Verdict(Mapping[str, Any]):
     def __len__(self) -> int:
         """Return the number of the document's keys."""
         return len(self.document())
-
-
-def _optional(
-    vocabulary: type[_Member], document: Mapping[str, object], key: str
-) -> _Member | None:
-    value = evidence.field(document, key, "")
-    return None if value is None else evidence.member(vocabulary, value, key)
-
-
-def _texts(document: Mapping[str, object], key: str) -> tuple[str, ...]:
-    entries = evidence.sequence(evidence.field(document, key, ""), key)
-    return tuple(evidence.text(entry, f"{key}[{i}]") for i, entry in enumerate(entries))
-
-
-def _checks(value: object) -> tuple[Check, ...]:
-    checks = []
-    for subject, entry in evidence.mapping(value, "checks").items():
-        path = evidence.join("checks", subject)
-        document = evidence.mapping(entry, path)
-        checks.append(
-            Check(
-                subject=subject,
-                observed=evidence.field(document, "observed", path),
-                limit=evidence.field(document, "limit", path),
-                passed=evidence.boolean(
-                    evidence.field(document, "passed", path), evidence.join(path, "passed")
-                ),
-                detail=evidence.text(
-                    evidence.field(document, "detail", path), evidence.join(path, "detail")
-                ),
-            )
-        )
-    return tuple(checks)
-
-
-def _per_task(value: object) -> dict[str, Mapping[str, object]]:
-    entries = evidence.mapping(value, "per_task")
-    return {
-        task: evidence.mapping(e, evidence.join("per_task", task)) for task, e in entries.items()
-    }
-
-
-def _delta(value: object) -> float | None:
-    return None if value is None else evidence.number(value, "max_abs_delta", minimum=0.0)

@@ -14,18 +14,16 @@ from typing import Any
 import psutil
 import pytest
 
-from conductor.environments.builder import Environments, Status
+from conductor.environments.builder import Environments, Status, names_for
+from conductor.probes.machine import probe_machine
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Fail, rather than skip, tests of real tools whose environments nobody built."""
-    environments = Environments()
-    missing = [
-        name
-        for name in ("quantize", "serve-cpu", "evaluate", "reference")
-        if environments.status(name) is not Status.READY
-    ]
+    device = probe_machine().device
+    environments = Environments(device=device)
+    missing = [name for name in names_for(device) if environments.status(name) is not Status.READY]
     if missing and any(item.get_closest_marker("tools") for item in items):
         pytest.exit(
             f"worker environments not ready: {', '.join(missing)}; run `make test`, which builds "

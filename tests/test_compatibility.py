@@ -1,6 +1,6 @@
 import pytest
 
-from conductor.compatibility import TABLE, Device, Engine, Quantizer, Row, choose
+from conductor.compatibility import TABLE, Device, Engine, Quantizer, Row, check_loadable, choose
 from conductor.failure import Failure
 
 BOTH = (Quantizer.MODELOPT, Quantizer.LLMCOMPRESSOR)
@@ -90,3 +90,34 @@ def test_refusals_say_why_and_what_works(
 def test_a_quantizer_that_cannot_do_the_recipe_is_not_chosen() -> None:
     with pytest.raises(Failure, match="on cuda"):
         pick("NVFP4", Device.CPU, quantizers=(Quantizer.MODELOPT,))
+
+
+@pytest.mark.parametrize(
+    ("quantized", "engine"),
+    [
+        (None, Engine.TRANSFORMERS),
+        (("compressed-tensors", "FP8"), Engine.VLLM),
+        (("compressed-tensors", "NVFP4"), Engine.TRANSFORMERS),
+        (("awq", "INT4"), Engine.VLLM),
+    ],
+)
+def test_what_the_table_has_may_be_loaded(
+    quantized: tuple[str, str] | None, engine: Engine
+) -> None:
+    check_loadable(quantized, engine, Device.CPU)
+
+
+@pytest.mark.parametrize(
+    ("quantized", "engine", "words"),
+    [
+        (("modelopt", "FP8"), Engine.TRANSFORMERS, "garbage"),
+        (("modelopt", "INT8"), Engine.VLLM, "no loader"),
+        (("compressed-tensors", "NVFP4"), Engine.VLLM, "--engine transformers"),
+        (("compressed-tensors", "unknown"), Engine.VLLM, "never seen"),
+    ],
+)
+def test_what_would_answer_garbage_is_not_loaded(
+    quantized: tuple[str, str], engine: Engine, words: str
+) -> None:
+    with pytest.raises(Failure, match=words):
+        check_loadable(quantized, engine, Device.CPU)

@@ -93,7 +93,7 @@ def test_default_root(variables: dict[str, str], expected: str) -> None:
     ("variables", "device", "settings", "expected"),
     [
         pytest.param({}, Device.CPU, {}, {"UV_TORCH_BACKEND": "cpu"}, id="cpu-torch"),
-        pytest.param({}, Device.CUDA, {}, {}, id="cuda-torch"),
+        pytest.param({}, Device.CUDA, {}, {"UV_TORCH_BACKEND": "auto"}, id="cuda-torch"),
         pytest.param(
             {}, Device.CPU, {"find-links": "/w /x"}, {"UV_FIND_LINKS": "/w,/x"}, id="find-links"
         ),
@@ -108,7 +108,7 @@ def test_default_root(variables: dict[str, str], expected: str) -> None:
             {"UV_DEFAULT_INDEX": "mine"},
             Device.CUDA,
             {"index-url": "pips"},
-            {"UV_DEFAULT_INDEX": "mine"},
+            {"UV_DEFAULT_INDEX": "mine", "UV_TORCH_BACKEND": "auto"},
             id="uv-wins",
         ),
         pytest.param(
@@ -119,6 +119,7 @@ def test_default_root(variables: dict[str, str], expected: str) -> None:
                 "UV_INDEX": "a b",
                 "UV_INDEX_STRATEGY": "unsafe-best-match",
                 "SSL_CERT_FILE": "c.pem",
+                "UV_TORCH_BACKEND": "auto",
             },
             id="all-indexes-count",
         ),
@@ -126,7 +127,7 @@ def test_default_root(variables: dict[str, str], expected: str) -> None:
             {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPYCACHEPREFIX": "/p", "HOME": "/h"},
             Device.CUDA,
             {},
-            {"HOME": "/h"},
+            {"HOME": "/h", "UV_TORCH_BACKEND": "auto"},
             id="bytecode-is-wanted",
         ),
     ],

@@ -78,6 +78,16 @@ def test_family_ends_when_the_command_is_killed(tmp_path: Path) -> None:
     assert not any(member.is_running() for member in family)
 
 
+def test_family_ends_when_the_supervisor_is_killed(tmp_path: Path) -> None:
+    process = start_family(tmp_path, "time.sleep(600)")
+    family = [m for m in family_of(process, tmp_path) if os.getpgid(m.pid) == process.pid]
+    assert len(family) == 2
+    os.kill(process.pid, signal.SIGKILL)
+    assert eventually(lambda: process.poll() is not None)
+    assert process.poll() == 128 + signal.SIGKILL
+    assert eventually(lambda: not any(member.is_running() for member in family))
+
+
 def test_family_ends_when_the_conductor_is_killed(tmp_path: Path) -> None:
     conductor = tmp_path / "conductor_killed_by_test.py"
     conductor.write_text(

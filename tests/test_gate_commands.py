@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,7 +144,7 @@ def test_checkpoint_directories_without_weights(tmp_path: Path, ask: Ask) -> Non
     assert str(tmp_path) in document["detail"]
 
 
-def test_a_directory_of_results_is_judged_as_a_run(ask: Ask) -> None:
+def test_a_directory_of_results_is_checked_as_a_run(ask: Ask) -> None:
     code, document = ask(run_main, f"--results {RESULTS}")
     assert code == 0
     assert document["notes"] == []
@@ -277,6 +280,29 @@ def test_recipe_on_the_command_line_overrides_the_summary(ask: Ask) -> None:
     assert document["failure_class"] == "MODEL_UNSUPPORTED"
 
 
+@pytest.mark.parametrize(
+    ("name", "exit_code"),
+    [("scores-at-threshold", 0), ("scores-below", 1), ("scores-list", 2)],
+    ids=["passes", "fails", "unusable"],
+)
+def test_a_reader_that_left_costs_nothing_but_the_text(name: str, exit_code: int) -> None:
+    """As in ``gate_compare ... | head -1``: no traceback, and the exit code that was due."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    code = "import sys; from conductor.gate_commands import compare_main; sys.exit(compare_main())"
+    files = ["--baseline", DATA / "scores-baseline.json", "--candidate", DATA / f"{name}.json"]
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *map(str, files)],
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            cwd=ROOT,
+        )
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (exit_code, b"")
+
+
 @pytest.mark.parametrize("main", [ptq_main, run_main, compare_main, verbosity_main])
 def test_help_teaches_by_example(main: Main, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
@@ -287,7 +313,7 @@ def test_help_teaches_by_example(main: Main, capsys: pytest.CaptureFixture[str])
     assert "2  the input is unusable" in text
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(max_size=200))
 @pytest.mark.parametrize("command", COMMANDS)
 def test_any_bytes_are_answered_in_json(

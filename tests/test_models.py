@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors_files import write_file
 
 from conductor.failure import Failure
 from conductor.models import resolve_model
@@ -17,15 +18,26 @@ def checkpoint(directory: Path, *files: str, config: object = None) -> str:
 
 
 def test_a_local_checkpoint_is_found(tmp_path: Path) -> None:
-    path = checkpoint(
-        tmp_path / "m", "model.safetensors", config={"architectures": ["LlamaForCausalLM"]}
-    )
+    config = {"architectures": ["LlamaForCausalLM"], "text_config": {"max_position_embeddings": 9}}
+    path = checkpoint(tmp_path / "m", config=config)
+    write_file(tmp_path / "m" / "model.safetensors", {"w": ("BF16", (2,))})
     model = resolve_model(path)
-    assert (model.architecture, model.weights_bytes, model.revision) == (
+    assert (model.architecture, model.revision, model.max_positions, model.quantized) == (
         "LlamaForCausalLM",
-        8,
+        None,
+        9,
         None,
     )
+
+
+def test_truncated_weights_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path / "m", config={})
+    weights = tmp_path / "m" / "model.safetensors"
+    write_file(weights, {"w": ("BF16", (2,))})
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(Failure, match=r"model\.safetensors") as caught:
+        resolve_model(path)
+    assert caught.value.failure_class == "USER_CONFIG_ERROR"
 
 
 def test_the_demo_model_comes_with_the_package() -> None:

@@ -345,6 +345,57 @@ def test_names_are_cut_at_twenty(tmp_path: Path) -> None:
     assert (finding["count"], len(finding["names"])) == (32, 20)
 
 
+NEW_LAYERS: Tensors = {
+    f"model.layers.{n}.token_shift.receptance_proj.weight": ("BF16", (256, 256)) for n in range(2)
+}
+KNOWN_AND_LEFT_ALONE: Tensors = {
+    "model.layers.0.mlp.gate.weight": ("BF16", (4, 256)),
+    "model.layers.0.self_attn.q_norm.weight": ("BF16", (8, 32)),
+    "model.layers.0.linear_attn.in_proj_a.weight": ("BF16", (8, 256)),
+    "model.layers.0.linear_attn.conv1d.weight": ("BF16", (256, 4)),
+    "model.layers.2.eh_proj.weight": ("BF16", (256, 512)),
+    "model.visual.blocks.0.odd.weight": ("BF16", (256, 256)),
+    "model.project_in.weight": ("BF16", (256, 256)),
+}
+
+
+def test_layers_of_an_unknown_kind_that_were_missed(tmp_path: Path) -> None:
+    tensors = CLEAN_NVFP4.tensors | NEW_LAYERS
+    summary = probe(tmp_path, Export("nvfp4", 0, 0, tensors, NVFP4, source=DENSE | NEW_LAYERS))
+    assert summary["layer_precision_counts"]["unexpected_unquantized"] == 2
+    findings = {finding["kind"]: finding["names"] for finding in summary["findings"]}
+    assert findings["unexpected_unquantized"] == [
+        f"model.layers.{n}.token_shift.receptance_proj (of no kind known)" for n in range(2)
+    ]
+    assert evaluate_checkpoint(summary).failure_class is FailureClass.QUANT_COVERAGE_FAILURE
+
+
+def test_layers_of_an_unknown_kind_that_were_quantized(tmp_path: Path) -> None:
+    source = DENSE | NEW_LAYERS
+    export = Export("nvfp4", 16, 2, quantize(source, "modelopt-nvfp4"), NVFP4, source=source)
+    summary = probe(tmp_path, export)
+    assert summary["layer_precision_counts"]["NVFP4"] == 16
+    assert evaluate_checkpoint(summary).passed
+
+
+def test_layers_of_an_unknown_kind_beside_a_recipe_for_some_kinds(tmp_path: Path) -> None:
+    clean = CLEAN["modelopt-nvfp4-mlp-only"]
+    tensors, source = clean.tensors | NEW_LAYERS, DENSE | NEW_LAYERS
+    export = Export(clean.recipe, 6, 12, tensors, clean.quantization, source=source)
+    summary = probe(tmp_path, export)
+    assert summary["layer_precision_counts"]["BF16_or_excluded"] == 12
+    assert evaluate_checkpoint(summary).passed
+
+
+@pytest.mark.parametrize("name", KNOWN_AND_LEFT_ALONE)
+def test_matrices_that_every_recipe_leaves_alone(tmp_path: Path, name: str) -> None:
+    extra = {name: KNOWN_AND_LEFT_ALONE[name]}
+    tensors, source = CLEAN_NVFP4.tensors | extra, DENSE | extra
+    summary = probe(tmp_path, Export("nvfp4", 14, 3, tensors, NVFP4, source=source))
+    assert summary["layer_precision_counts"]["BF16_or_excluded"] == 3
+    assert evaluate_checkpoint(summary).passed
+
+
 LOST = {
     "linear": (without(CLEAN_NVFP4.tensors, Q_PROJ), Q_PROJ),
     "norm": (without(CLEAN_NVFP4.tensors, "model.norm"), "model.norm.weight"),
@@ -473,7 +524,15 @@ KINDS = {
     "gpt_neox.layers.0.attention.dense": "attention.output",
     "model.decoder.layers.0.self_attn.out_proj": "attention.output",
     "model.layers.3.linear_attn.out_proj": "attention.qkv",
-    "model.layers.3.linear_attn.in_proj_ba": "other",
+    "model.layers.3.linear_attn.in_proj_ba": "small",
+    "model.layers.3.linear_attn.conv1d": "small",
+    "backbone.layers.3.mixer.conv1d": "small",
+    "model.layers.3.self_attn.q_norm": "norm",
+    "model.layers.3.input_layernorm": "norm",
+    "model.layers.3.token_shift.w_receptance": "unknown",
+    "model.layers.3.per_layer_projection": "unknown",
+    "model.layers.9.eh_proj": "mtp",
+    "model.project_in": "other",
     "model.layers.3.mlp.gate_proj": "mlp",
     "transformer.h.0.mlp.c_proj": "mlp",
     "model.layers.3.mlp.shared_experts.up_proj": "mlp",

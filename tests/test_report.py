@@ -27,7 +27,7 @@ from conductor.report import (
 )
 
 DATA = Path(__file__).parent / "data"
-EXAMPLES = ["accept", "regression", "anomalous", "infeasible", "aborted", "no-compare"]
+EXAMPLES = ["accept", "regression", "anomalous", "infeasible", "aborted", "no-compare", "limited"]
 HOSTILE = {
     "script": "<script>alert(1)</script>",
     "attribute": '" onload="alert(1)',
@@ -81,11 +81,11 @@ def rendered(document: dict[str, Any], *, width: int = 100) -> str:
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_example_is_written_in_three_forms(name: str, tmp_path: Path) -> None:
     document = example(name)
-    paths = write_report(document, tmp_path)
-    assert json.loads(paths.json.read_text("utf-8")) == document
+    write_report(document, tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text("utf-8")) == document
     headline = document["decision"] or "NO DECISION"
-    assert paths.markdown.read_text("utf-8").startswith(f"# {headline}: ")
-    page = Page(paths.html.read_text("utf-8"))
+    assert (tmp_path / "report.md").read_text("utf-8").startswith(f"# {headline}: ")
+    page = Page((tmp_path / "report.html").read_text("utf-8"))
     for fact in (headline, *document["reasons"], document["next_action"], document["run_id"]):
         assert fact in page.text
     for gate in document["gates"]:
@@ -158,6 +158,9 @@ def breakage(path: str, value: Any) -> dict[str, Any]:
         pytest.param("exit_code", 1, r"report.exit_code", id="accept-with-exit-code"),
         pytest.param("failure_class", "UNKNOWN", r"report.failure_class", id="accept-with-failure"),
         pytest.param("decision", None, r"report.(exit_code|publish)", id="publish-undecided"),
+        pytest.param("publish", "do-not-publish", r"report.publish", id="accept-do-not-publish"),
+        pytest.param("recipe/calibration", {"source": "x"}, "calibration", id="calibration-part"),
+        pytest.param("settings/values", {"seed": 7}, "values", id="setting-not-in-words"),
         pytest.param("decision", "GO", r"report.decision", id="unknown-decision"),
         pytest.param("threshold", float("nan"), "JSON cannot", id="nan"),
         pytest.param("tasks/0/baseline", float("inf"), "JSON cannot", id="infinite-score"),
@@ -188,7 +191,9 @@ def test_bad_document_is_refused_and_writes_nothing(
 def hostile(text: str) -> dict[str, Any]:
     """Return the REGRESSION example with ``text`` wherever another program's words may stand."""
     document = example("regression")
-    document["reasons"].append(text)
+    document["reasons"] += [" ".join(text.split()), f"its log ends:\n{text}\n```\n</pre>{text}"]
+    document["recipe"]["calibration"]["source"] = text
+    document["settings"]["values"] = {text: text}
     document["deviations"].append(text)
     document["tasks"][0]["task"] = text
     document["tasks"][0]["metric"] = text
@@ -204,11 +209,17 @@ def hostile(text: str) -> dict[str, Any]:
     return document
 
 
+def outside_fences(markdown: str) -> str:
+    """Drop code blocks as CommonMark delimits them: a fence ends at one that is not shorter."""
+    return re.sub(r"^(`{3,})text\n.*?^\1`*$", "", markdown, flags=re.MULTILINE | re.DOTALL)
+
+
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_text_stays_text(text: str, tmp_path: Path) -> None:
     document = hostile(text)
-    paths = write_report(document, tmp_path)
-    html = paths.html.read_text("utf-8")
+    write_report(document, tmp_path)
+    html = (tmp_path / "report.html").read_text("utf-8")
+    markdown = outside_fences((tmp_path / "report.md").read_text("utf-8"))
     page, plain_page = Page(html), Page(render_html(hostile("harmless")))
     assert page.tags == plain_page.tags
     handlers = [name for _, name, _ in page.attributes if name.startswith("on")]
@@ -218,16 +229,16 @@ def test_hostile_text_stays_text(text: str, tmp_path: Path) -> None:
 
     table_columns = [
         len(re.findall(r"(?<!\\)\|", line))
-        for line in paths.markdown.read_text("utf-8").splitlines()
+        for line in markdown.splitlines()
         if line.startswith("|")
     ]
     harmless_columns = [
         len(re.findall(r"(?<!\\)\|", line))
-        for line in render_markdown(hostile("harmless")).splitlines()
+        for line in outside_fences(render_markdown(hostile("harmless"))).splitlines()
         if line.startswith("|")
     ]
     assert table_columns == harmless_columns
-    assert "<" not in paths.markdown.read_text("utf-8")
+    assert "<" not in markdown
 
     lines = terminal_summary(document, plain=True)
     assert isinstance(lines, str)
@@ -236,6 +247,108 @@ def test_hostile_text_stays_text(text: str, tmp_path: Path) -> None:
     )
     for output in (lines, rendered(document)):
         assert not set(output) & set("\x00\x07\x1b\u202e\ud800")
+
+
+class TestLogTail:
+    """A reason with the end of a log below its sentence."""
+
+    SENTENCE = "worker.py ended with exit status 1 and left no result.json."
+    TAIL = "    Traceback:\n\n      ````\n    | MemoryError |"
+
+    def document(self) -> dict[str, Any]:
+        return {**example("aborted"), "reasons": ["First.", f"{self.SENTENCE}\n{self.TAIL}\n"]}
+
+    @pytest.mark.parametrize("plain", [True, False], ids=["plain", "rich"])
+    def test_stays_out_of_the_terminal(self, plain: bool) -> None:
+        document = self.document()
+        shown = (
+            str(terminal_summary(document, plain=True)) if plain else rendered(document, width=200)
+        )
+        assert f"{self.SENTENCE} (more in the report)" in shown
+        assert shown.count("(more in the report)") == 1
+        assert "MemoryError" not in shown
+
+    def test_is_kept_as_it_is_in_the_page(self) -> None:
+        html = render_html(self.document())
+        assert f'<p class="reason">{self.SENTENCE}</p>\n<pre>{self.TAIL}</pre>' in html
+        assert html.count("<pre>") == 1
+
+    def test_is_fenced_in_markdown(self) -> None:
+        markdown = render_markdown(self.document())
+        assert f"\n\n`````text\n{self.TAIL}\n`````\n\n" in markdown
+        assert "MemoryError" not in outside_fences(markdown)
+
+
+def test_plot_that_cannot_be_drawn_costs_only_the_plot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    write_report(example("accept"), tmp_path)
+    page = Page((tmp_path / "report.html").read_text("utf-8"))
+    assert page.tags["svg"] == page.tags["figure"] == 0
+    assert "The plot of these scores could not be drawn (ModuleNotFoundError: " in page.text
+    assert json.loads((tmp_path / "report.json").read_text("utf-8")) == example("accept")
+
+
+@pytest.mark.parametrize("name", ["report.md", "report.html"])
+def test_record_is_written_whatever_becomes_of_the_other_forms(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(OSError, match=name):
+        write_report(example("accept"), tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text("utf-8")) == example("accept")
+
+
+def test_accepted_release_may_need_a_person() -> None:
+    document = example("limited")
+    assert validated(document) == document
+    assert str(terminal_summary(document, plain=True)).startswith(
+        "decision: ACCEPT (a person has to decide)\n"
+    )
+    assert "# ACCEPT: a person has to decide\n" in render_markdown(document)
+    assert "ACCEPT: a person has to decide" in Page(render_html(document)).text
+
+
+@pytest.mark.parametrize(
+    ("name", "calibration", "words"),
+    [
+        pytest.param(
+            "limited",
+            {"source": "text.jsonl", "samples": 1024, "max_length": 512, "tokens": 5312},
+            "text.jsonl, 1,024 samples, at most 512 tokens each, 5,312 tokens in all",
+            id="full",
+        ),
+        pytest.param(
+            "limited",
+            {"source": None, "samples": 3, "max_length": None, "tokens": None},
+            "source not known, 3 samples",
+            id="in-part",
+        ),
+        pytest.param(
+            "accept",
+            {"source": None, "samples": 0, "max_length": 64, "tokens": 0},
+            "none",
+            id="not-needed",
+        ),
+        pytest.param("aborted", None, "not known", id="not-reached"),
+        pytest.param("limited", ..., "not known", id="not-recorded"),
+    ],
+)
+def test_calibration_is_shown(name: str, calibration: Any, words: str) -> None:
+    document = example(name)
+    document["recipe"]["calibration"] = calibration
+    if calibration is ...:
+        del document["recipe"]["calibration"]
+    document = validated(document)
+    assert f'<tr><th scope="row">calibration</th><td>{words}</td></tr>' in render_html(document)
+    assert f"| calibration | {words} |\n" in render_markdown(document)
+
+
+def test_values_of_equal_settings_are_a_table() -> None:
+    html, markdown = render_html(example("limited")), render_markdown(example("limited"))
+    assert '<tr><th scope="row">gen_kwargs.max_gen_toks</th><td>32</td></tr>' in html
+    assert "<summary>12 settings were equal on both sides</summary>" in html
+    assert "| gen_kwargs.max_gen_toks | 32 |\n" in markdown
+    assert "12 settings were equal on both sides.\n" in markdown
 
 
 def test_markup_is_shown_literally_in_the_terminal() -> None:

@@ -17,14 +17,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 
 from conductor.report import write_report
 from conductor.tracking import (
+    LOG,
     PENDING,
-    Plan,
-    Status,
+    RESULT,
     Tracking,
+    TrackingPlan,
+    TrackingStatus,
     _redact,
     _settings,
     log_release,
@@ -96,22 +99,36 @@ class TestPlan:
         )
         ptq = plan_release(document, workspace=tmp_path).stages["ptq"]
         assert (ptq.started_ms, ptq.finished_ms) == (1773482400500, 1773482402000)
-        assert ptq.tags["day0.times"] == "recorded"
 
-    def test_lines_stages_up_when_their_times_are_absent(self, tmp_path: Path) -> None:
+    def test_leaves_out_a_stage_that_did_not_end(self, tmp_path: Path) -> None:
         document = example("accept")
-        for stage in document["stages"]:
-            del stage["started_at"], stage["finished_at"]
-        stages = plan_release(document, workspace=tmp_path).stages
-        recorded = plan_release(example("accept"), workspace=tmp_path).stages
-        for name in STAGES:
-            assert stages[name].started_ms == recorded[name].started_ms
-            assert stages[name].finished_ms == recorded[name].finished_ms
-            assert stages[name].tags["day0.times"] == "from durations"
+        document["stages"][1].update(state="running", finished_at=None, seconds=None)
+        assert "ptq" not in plan_release(document, workspace=tmp_path).stages
+
+    def test_names_the_calibration(self, tmp_path: Path) -> None:
+        params = plan_release(example("limited"), workspace=tmp_path).release.params
+        assert {name: params[name] for name in params if name.startswith("calibration")} == {
+            "calibration_source": "/srv/day0/src/conductor/demo/calibration.jsonl",
+            "calibration_samples": "128",
+            "calibration_max_length": "64",
+            "calibration_tokens": "5312",
+        }
+        params = plan_release(example("accept"), workspace=tmp_path).release.params
+        assert params["calibration_samples"] == "0"
+        params = plan_release(example("aborted"), workspace=tmp_path).release.params
+        assert not any(name.startswith("calibration") for name in params)
+
+    def test_takes_the_sentence_of_a_reason_without_its_log(self, tmp_path: Path) -> None:
+        document = {**example("aborted"), "reasons": ["It died; its log ends:\n  MemoryError", "b"]}
+        release = plan_release(document, workspace=tmp_path).release
+        assert release.tags["mlflow.note.content"].startswith(
+            "It died; its log ends:\n\nb\n\nNext:"
+        )
+        assert "MemoryError" not in json.dumps(asdict(release))
 
     def test_survives_its_file(self, tmp_path: Path) -> None:
         plan = plan_release(example("regression"), workspace=tmp_path)
-        again = Plan.from_document(json.loads(json.dumps(asdict(plan))))
+        again = TrackingPlan.from_document(json.loads(json.dumps(asdict(plan))))
         assert json.dumps(asdict(again)) == json.dumps(asdict(plan))
 
     @pytest.mark.parametrize(
@@ -187,6 +204,7 @@ def test_file_that_is_no_plan_is_refused(
     assert main([str(pending)]) == 2
     out, err = capsys.readouterr()
     assert out == ""
+    assert not (tmp_path / RESULT).exists()
     assert err.startswith(f"{pending}: not a pending record of a release: ")
 
 
@@ -278,7 +296,7 @@ def test_local_store_holds_the_release_once(
     monkeypatch.chdir(elsewhere)
     place = Place(tmp_path / "a workspace", "accept")
     first = place.log()
-    assert first.status is Status.LOGGED, first.detail
+    assert first.status is TrackingStatus.LOGGED, first.detail
     assert first.uri == f"sqlite:///{place.workspace}/mlflow.db"
     assert not place.pending.exists()
     assert place.log() == first
@@ -288,7 +306,7 @@ def test_local_store_holds_the_release_once(
 
     place.document["seed"] = 4321
     changed = place.log()
-    assert changed.status is Status.UNAVAILABLE
+    assert changed.status is TrackingStatus.UNAVAILABLE
     assert "param" in changed.detail
     assert place.pending.exists()
 
@@ -306,7 +324,7 @@ def test_resumed_release_replaces_its_aborted_record(
     }
     write_report(place.document, place.run_dir)
     resumed = place.log()
-    assert (resumed.status, resumed.run_id) == (Status.LOGGED, aborted.run_id)
+    assert (resumed.status, resumed.run_id) == (TrackingStatus.LOGGED, aborted.run_id)
     assert resumed.uri is not None
     client = client_for(resumed.uri)
     parent = client.get_run(str(resumed.run_id))
@@ -341,15 +359,23 @@ def test_silent_server_costs_seconds_and_keeps_the_record(
     place = Place(tmp_path / "workspace", "regression")
     started = time.monotonic()
     with server() as address:
-        tracking = place.log(MLFLOW_TRACKING_URI=f"http://alice:pass%40word@{address}")
+        tracking = place.log(
+            MLFLOW_TRACKING_URI=f"http://alice:pass%40word@{address}",
+            PYTHONWARNINGS="pass@word",  # which the sender's interpreter complains about by name
+        )
     assert time.monotonic() - started < 45
-    assert tracking.status is Status.UNAVAILABLE
+    assert tracking.status is TrackingStatus.UNAVAILABLE
     assert tracking.run_id is None
     assert tracking.uri == f"http://{address}"
     assert address in tracking.detail
     assert str(place.pending) in tracking.detail
     for secret in ("alice", "pass%40word", "pass@word"):
-        assert secret not in json.dumps(tracking.document()) + place.pending.read_text("utf-8")
+        for path in place.run_dir.iterdir():
+            assert secret not in path.read_text("utf-8"), path
+        assert secret not in json.dumps(tracking.document())
+    log = (place.run_dir / LOG).read_text("utf-8")
+    assert "'***'" in log
+    assert f"unavailable at http://{address}: " in log
 
     later = subprocess.run(
         [sys.executable, "-m", "conductor.tracking", str(place.pending)],
@@ -359,7 +385,9 @@ def test_silent_server_costs_seconds_and_keeps_the_record(
         text=True,
         check=True,
     )
-    sent = Tracking(**{**json.loads(later.stdout), "status": Status.LOGGED})
+    left = json.loads((place.run_dir / RESULT).read_text("utf-8"))
+    sent = Tracking(**{**left, "status": TrackingStatus.LOGGED})
+    assert later.stdout == f"logged at {sent.uri} as run {sent.run_id}\n"
     assert not place.pending.exists()
     assert sent.uri is not None
     copies = tmp_path / "copies"
@@ -379,8 +407,54 @@ def test_sender_is_ended_at_the_limit(tmp_path: Path) -> None:
         limit_s=0.2,
     )
     assert time.monotonic() - started < 10
-    assert tracking.status is Status.UNAVAILABLE
+    assert tracking.status is TrackingStatus.UNAVAILABLE
     assert "not done within 0.2 s" in tracking.detail
+    assert place.pending.exists()
+
+
+@pytest.mark.tools
+def test_sender_ends_with_a_killed_conductor(tmp_path: Path) -> None:
+    place = Place(tmp_path / "workspace", "accept")
+    code = (
+        "import os; from pathlib import Path; from conductor.files import read_json\n"
+        "from conductor.tracking import log_release\n"
+        f"run_dir = Path({str(place.run_dir)!r})\n"
+        "log_release(read_json(run_dir / 'report.json'), run_dir, workspace=run_dir.parents[1],"
+        " environ=os.environ)"
+    )
+    with fake_hanging_server() as address:
+        conductor = psutil.Popen(
+            [sys.executable, "-c", code],
+            cwd=Path(__file__).parents[1],
+            env=place.environ(MLFLOW_TRACKING_URI=f"http://{address}"),
+        )
+        try:
+            family: list[psutil.Process] = []
+            started = time.monotonic()
+            while len(family) < 2 and time.monotonic() - started < 30:
+                time.sleep(0.05)
+                family = conductor.children(recursive=True)
+            assert len(family) == 2, "supervisor and sender"
+        finally:
+            conductor.kill()
+            conductor.wait()
+        _, alive = psutil.wait_procs(family, timeout=10)
+    assert alive == []
+    assert place.pending.exists()
+
+
+@pytest.mark.tools
+def test_result_of_an_earlier_try_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    place = Place(tmp_path / "workspace", "accept")
+    assert place.log().status is TrackingStatus.LOGGED
+    again = log_release(
+        place.document,
+        place.run_dir,
+        workspace=place.workspace,
+        environ=place.environ(PYTHONHOME=str(tmp_path)),
+    )
+    assert again.status is TrackingStatus.UNAVAILABLE
+    assert "left no result (exit status 1)" in again.detail
     assert place.pending.exists()
 
 
@@ -428,7 +502,7 @@ def test_real_server_holds_the_release_and_no_proxy_sees_it(
     with closed_port() as address:
         proxies = dict.fromkeys(("http_proxy", "HTTP_PROXY", "ALL_PROXY"), f"http://{address}")
         tracking = place.log(MLFLOW_TRACKING_URI=server, **proxies)
-    assert tracking.status is Status.LOGGED, tracking.detail
+    assert tracking.status is TrackingStatus.LOGGED, tracking.detail
     assert place.log(MLFLOW_TRACKING_URI=server) == tracking
     copies = tmp_path / "copies"
     copies.mkdir()
@@ -501,7 +575,7 @@ def test_server_lost_in_the_middle_is_completed_later(
     assert time.monotonic() - started < 45
     relay.close()
     assert relay.over
-    assert tracking.status is Status.UNAVAILABLE
+    assert tracking.status is TrackingStatus.UNAVAILABLE
     assert place.pending.exists()
     assert (place.run_dir / "report.json").read_bytes() == before
     client = client_for(server)
@@ -512,7 +586,7 @@ def test_server_lost_in_the_middle_is_completed_later(
     assert bool(client.list_artifacts(parent.info.run_id)) == (ended == len(STAGES))
 
     again = place.log(MLFLOW_TRACKING_URI=server)
-    assert again.status is Status.LOGGED, again.detail
+    assert again.status is TrackingStatus.LOGGED, again.detail
     copies = tmp_path / "copies"
     copies.mkdir()
     check_record(client, place, again, copies)

@@ -40,7 +40,7 @@ class EngineSession(Protocol):
         """Make ``side`` ready and return what the harness needs to reach it.
 
         Raises:
-            Failure: DEPLOYMENT_HEALTH_FAILED when it cannot be made ready.
+            Failure: it cannot be made ready.
         """
 
     def secrets(self, side: str) -> Mapping[str, str]:

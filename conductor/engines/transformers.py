@@ -13,20 +13,28 @@ from typing import Any
 from conductor.compatibility import Device
 from conductor.engines import CANARY_MAX_TOKENS, Sides
 from conductor.executors.local import Progress, Worker, run_worker
+from gates.canary import Health
 
-DTYPE = "bfloat16"
+SIDES = ("candidate", "source")
 
 
 class TransformersSession:
     """Answer prompts by loading the checkpoint inside a worker; nothing keeps running."""
 
     def __init__(
-        self, sides: Sides, *, interpreter: Path, device: Device, environ: Mapping[str, str]
+        self,
+        sides: Sides,
+        *,
+        interpreter: Path,
+        device: Device,
+        dtype: str,
+        environ: Mapping[str, str],
     ) -> None:
         """Keep what the workers need."""
         self._sides = sides
         self._interpreter = interpreter
         self._device = device
+        self._dtype = dtype
         self._environ = environ
 
     def answer_canary(
@@ -37,30 +45,30 @@ class TransformersSession:
             Worker(script="answer_prompts.py", interpreter=self._interpreter),
             stage_dir,
             {
-                "checkpoints": {
-                    side: str(self._sides.path(side)) for side in ("candidate", "source")
-                },
+                "checkpoints": {side: str(self._sides.path(side)) for side in SIDES},
                 "tokenizer": str(self._sides.source),
                 "prompts": list(prompts),
                 "max_tokens": CANARY_MAX_TOKENS,
-                "dtype": DTYPE,
+                "dtype": self._dtype,
                 "device": self._device,
             },
             environ=self._environ,
             progress=progress,
         )
         errors, answers = result["load_errors"], result["answers"]
-        detail = "; ".join(f"the {side} does not load: {text}" for side, text in errors.items())
+        health = {side: Health.DIED if side in errors else Health.OK for side in SIDES}
         return {
             "engine": "transformers",
             "served_name": "candidate",
             "expected_name": "candidate",
-            "health": "died" if errors else "ok",
-            "health_detail": detail or "both checkpoints load",
+            "health": health["candidate"],
+            "health_detail": errors.get("candidate", "loads"),
+            "source_health": health["source"],
+            "source_health_detail": errors.get("source", "loads"),
             "prompts": [
                 {
                     "prompt": prompt,
-                    **{side: answers[side][number] for side in ("candidate", "source")},
+                    **{side: answers[side][number] for side in SIDES},
                 }
                 for number, prompt in enumerate(prompts)
                 if not errors
@@ -73,7 +81,7 @@ class TransformersSession:
             "backend": "in_process",
             "model_path": str(self._sides.path(side)),
             "tokenizer": str(self._sides.source),
-            "dtype": DTYPE,
+            "dtype": self._dtype,
             "device": self._device,
             "batch_size": 64,
         }
@@ -87,7 +95,7 @@ class TransformersSession:
 
     def settings(self, side: str) -> Mapping[str, Any]:
         """Return what decides how a checkpoint answers."""
-        return {"engine": "transformers", "device": self._device, "dtype": DTYPE}
+        return {"engine": "transformers", "device": self._device, "dtype": self._dtype}
 
     def close(self) -> None:
         """Nothing was started."""

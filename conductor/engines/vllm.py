@@ -7,20 +7,22 @@ name, port and key differ.
 
 from __future__ import annotations
 
+import math
 import secrets
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from conductor.compatibility import Device
 from conductor.engines import CANARY_MAX_TOKENS, Sides
+from conductor.executors.environ import on_path
 from conductor.executors.local import SIGNALLED, Progress, SupervisedProcess, describe_status, tail
 from conductor.failure import Failure
 from gates import FailureClass
+from gates.canary import Health
 
 LOOPBACK = "127.0.0.1"
 PROBE_TIMEOUT_S = 5.0
@@ -28,14 +30,12 @@ POLL_S = 0.25
 PORT_ATTEMPTS = 3  # a free port can be lost to another process before the server binds it
 
 
-class Health(StrEnum):
-    """How the wait for a server ended."""
-
-    OK = "ok"
-    DIED = "died"
-    KILLED = "killed"
-    TIMEOUT = "timeout"
-    PORT_TAKEN = "port_taken"
+# What it means when a server of either side is lost: the candidate's may be the candidate's
+# fault, the source's is the world's.
+UNSERVED: Mapping[str, FailureClass] = {
+    "candidate": FailureClass.DEPLOYMENT_HEALTH_FAILED,
+    "source": FailureClass.INFRA_TRANSIENT,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,7 @@ def server_environ(
 
 
 class VllmServer:
-    """One running server for one checkpoint; a context manager that ends it."""
+    """One running server for one checkpoint."""
 
     def __init__(
         self,
@@ -121,7 +121,6 @@ class VllmServer:
         port: int,
     ) -> None:
         """Start the server; call :meth:`wait_healthy` before using it."""
-        self.checkpoint = checkpoint
         self.served_name = served_name
         self.settings = settings
         self.api_key = secrets.token_urlsafe(24)
@@ -132,7 +131,7 @@ class VllmServer:
             server_command(
                 interpreter, settings, checkpoint=checkpoint, served_name=served_name, port=port
             ),
-            environ=server_environ(environ, settings, self.api_key),
+            environ=server_environ(on_path(environ, interpreter), settings, self.api_key),
             log=log,
         )
 
@@ -156,7 +155,7 @@ class VllmServer:
             time.sleep(POLL_S)
         return Health.TIMEOUT, (
             f"not healthy after {ceiling_s:.0f} s; raise engine.health_timeout_s if it was still "
-            f"loading. Its log is {self.log}, which ends:\n{tail(self.log)}"
+            f"loading; its log is {self.log}\n{tail(self.log)}"
         )
 
     def _explain_exit(self, status: int) -> tuple[Health, str]:
@@ -165,7 +164,7 @@ class VllmServer:
             return Health.PORT_TAKEN, f"port {self.port} was taken by another process"
         return Health.KILLED if status > SIGNALLED else Health.DIED, (
             f"the server ended with {describe_status(status)} while loading; "
-            f"its log is {self.log}, which ends:\n{tail(self.log)}"
+            f"its log is {self.log}\n{tail(self.log)}"
         )
 
     def exit_status(self) -> int | None:
@@ -173,25 +172,26 @@ class VllmServer:
         return self._process.poll()
 
     def is_healthy(self) -> bool:
-        """True when the process runs and /health answers 200."""
-        import httpx
+        """True when our process runs, its engine is well, and it takes our key."""
+        return (
+            self._process.poll() is None
+            and self._get("/health") is not None
+            and self.served() is not None
+        )
 
-        if self._process.poll() is not None:
-            return False
-        try:
-            return bool(self._get("/health").status_code == httpx.codes.OK)
-        except httpx.HTTPError:
-            return False
+    def served(self) -> dict[str, Any] | None:
+        """Return the server's own description of its model, or None when it gives none.
 
-    def model_name(self) -> str:
-        """Return the name under which the server says it serves its model.
-
-        Raises:
-            httpx.HTTPError: the server does not answer.
+        It is asked with our key, so that a stranger on the same port is not taken for our server.
         """
-        response = self._get("/v1/models").raise_for_status()
-        name: str = response.json()["data"][0]["id"]
-        return name
+        response = self._get("/v1/models")
+        if response is None:
+            return None
+        try:
+            model: dict[str, Any] = response.json()["data"][0]
+        except (ValueError, KeyError, IndexError, TypeError):
+            return None
+        return model
 
     def complete(self, prompt: str, max_tokens: int, *, timeout_s: float = 120.0) -> dict[str, Any]:
         """Return one greedy completion with a logprob per token, in the canary's answer form."""
@@ -218,29 +218,42 @@ class VllmServer:
             return answer | {"error": f"{type(error).__name__}: {error}"}
         if response.is_error:
             return answer | {"error": f"HTTP {response.status_code}: {response.text[:500]}"}
-        choice = response.json()["choices"][0]
-        logprobs = choice["logprobs"] or {"tokens": [], "token_logprobs": []}
-        return {
-            "text": choice["text"],
-            "tokens": logprobs["tokens"],
-            "logprobs": logprobs["token_logprobs"],
-            "finish_reason": choice["finish_reason"],
-            "error": None,
-        }
+        try:
+            choice = response.json()["choices"][0]
+            logprobs = choice["logprobs"] or {"tokens": [], "token_logprobs": []}
+            return {
+                "text": choice["text"],
+                "tokens": logprobs["tokens"],
+                "logprobs": [_finite_or_none(each) for each in logprobs["token_logprobs"]],
+                "finish_reason": choice["finish_reason"],
+                "error": None,
+            }
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            return answer | {"error": f"no completion in the answer: {type(error).__name__}"}
 
     def _get(self, path: str) -> Any:
+        """Return the answer to a GET if it is 200, else None."""
         import httpx
 
-        return httpx.get(
-            f"http://{LOOPBACK}:{self.port}{path}",
-            headers={"Authorization": f"Bearer {self.api_key}"},
-            timeout=PROBE_TIMEOUT_S,
-            trust_env=False,
-        )
+        try:
+            response = httpx.get(
+                f"http://{LOOPBACK}:{self.port}{path}",
+                headers={"Authorization": f"Bearer {self.api_key}"},
+                timeout=PROBE_TIMEOUT_S,
+                trust_env=False,
+            )
+        except httpx.HTTPError:
+            return None
+        return response if response.status_code == httpx.codes.OK else None
 
     def stop(self) -> None:
         """End the server and everything it started."""
         self._process.stop()
+
+
+def _finite_or_none(logprob: Any) -> Any:
+    """JSON has no NaN: a logprob that is not finite travels as null, and the gate refuses it."""
+    return None if isinstance(logprob, float) and not math.isfinite(logprob) else logprob
 
 
 class VllmSession:
@@ -277,26 +290,27 @@ class VllmSession:
         """Serve the candidate first, then the source, and ask both the same prompts.
 
         The candidate comes first because it is the one in doubt; the source's server stays for the
-        baseline evaluation.
+        baseline evaluation. A candidate that cannot be served still has the source tried: if that
+        fails too, the settings are at fault and not the checkpoint.
         """
-        evidence: dict[str, Any] = {
+        candidate, health, detail = self._start("candidate", stage_dir, progress)
+        served = candidate.served() if candidate else None
+        ours = self._ask(candidate, prompts, progress) if candidate else []
+        source, source_health, source_detail = self._start("source", stage_dir, progress)
+        theirs = self._ask(source, prompts, progress) if source else []
+        return {
             "engine": "vllm",
-            "served_name": "",
+            "served_name": served["id"] if served else "",
             "expected_name": "candidate",
-            "prompts": [],
+            "health": health,
+            "health_detail": detail,
+            "source_health": source_health,
+            "source_health_detail": source_detail,
+            "prompts": [
+                {"prompt": prompt, "candidate": answer, "source": reference}
+                for prompt, answer, reference in zip(prompts, ours, theirs, strict=False)
+            ],
         }
-        server, health, detail = self._start("candidate", stage_dir, progress)
-        evidence |= {"health": health, "health_detail": detail}
-        if server is None:
-            return evidence
-        evidence["served_name"] = server.model_name()
-        candidate = self._ask(server, prompts, progress)
-        source = self._ask(self._ready("source", stage_dir, progress), prompts, progress)
-        evidence["prompts"] = [
-            {"prompt": prompt, "candidate": ours, "source": theirs}
-            for prompt, ours, theirs in zip(prompts, candidate, source, strict=True)
-        ]
-        return evidence
 
     def _ask(
         self, server: VllmServer, prompts: Sequence[str], progress: Progress
@@ -328,15 +342,21 @@ class VllmSession:
         status = self._servers[side].exit_status()
         if status is not None:
             raise Failure(
-                FailureClass.DEPLOYMENT_HEALTH_FAILED,
+                UNSERVED[side],
                 f"the server of the {side} ended with {describe_status(status)} during the "
-                f"evaluation; its log is {self._servers[side].log}, which ends:\n"
+                f"evaluation; its log is {self._servers[side].log}\n"
                 f"{tail(self._servers[side].log)}",
             )
 
     def settings(self, side: str) -> Mapping[str, Any]:
-        """Return the settings under which the server of ``side`` runs."""
-        return {"engine": "vllm", **self._servers[side].settings.document()}
+        """Return the settings of the server of ``side``, as asked for and as it says itself."""
+        server = self._servers[side]
+        served = server.served() or {}
+        return {
+            "engine": "vllm",
+            **server.settings.document(),
+            "served_max_model_len": served.get("max_model_len"),
+        }
 
     def close(self) -> None:
         """End every server."""
@@ -348,17 +368,14 @@ class VllmSession:
         """Return a healthy server for ``side``, warm if there is one.
 
         Raises:
-            Failure: DEPLOYMENT_HEALTH_FAILED when it does not become healthy.
+            Failure: of the class ``UNSERVED`` when it does not become healthy.
         """
         warm = self._servers.get(side)
         if warm and warm.is_healthy():
             return warm
         server, health, detail = self._start(side, stage_dir, progress)
         if server is None:
-            raise Failure(
-                FailureClass.DEPLOYMENT_HEALTH_FAILED,
-                f"the {side} cannot be served ({health}): {detail}",
-            )
+            raise Failure(UNSERVED[side], f"the {side} cannot be served ({health}): {detail}")
         return server
 
     def _start(

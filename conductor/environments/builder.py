@@ -401,6 +401,9 @@ def installer_variables(
     if device is Device.CPU and "UV_FIND_LINKS" not in result:
         # From the main index torch brings gigabytes of CUDA libraries.
         result.setdefault("UV_TORCH_BACKEND", "cpu")
+    if device is Device.CUDA:
+        # The build of torch that this machine's driver can run.
+        result.setdefault("UV_TORCH_BACKEND", "auto")
     return result
 
 

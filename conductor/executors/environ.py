@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 
 LOOPBACK_HOSTS = "127.0.0.1,localhost"
 _PROXIES = {"http_proxy", "https_proxy", "all_proxy", "ftp_proxy"}
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 # Nothing of ours may leak into another interpreter, and no worker talks to the tracking server.
 _OURS = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}
+
+
+def on_path(environ: Mapping[str, str], interpreter: Path) -> dict[str, str]:
+    """Put an environment's own programs first: its libraries call ninja and the like by name."""
+    return {**environ, "PATH": f"{interpreter.parent}{os.pathsep}{environ.get('PATH', os.defpath)}"}
 
 
 def worker_environ(environ: Mapping[str, str], *, offline: bool) -> dict[str, str]:

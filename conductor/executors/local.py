@@ -7,16 +7,19 @@ an exit code alone proves nothing.
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from conductor.executors.environ import on_path
 from conductor.failure import Failure
 from conductor.files import read_json, write_json
 from gates import FailureClass
@@ -64,7 +67,11 @@ class SupervisedProcess:
 
     def poll(self) -> int | None:
         """Return the exit status (128 + N for death by signal N), or None while it runs."""
-        return self._process.poll()
+        status = self._process.poll()
+        if status is None:
+            return None
+        self._end_strays()
+        return SIGNALLED - status if status < 0 else status
 
     def stop(self) -> None:
         """End the process and its family; return when nothing of it is left."""
@@ -75,6 +82,12 @@ class SupervisedProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._end_strays()
+
+    def _end_strays(self) -> None:
+        """End what is left of the family where somebody killed its supervisor."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
 
     def __enter__(self) -> SupervisedProcess:
         """Return the running process."""
@@ -130,7 +143,9 @@ def run_worker(
     write_json(stage_dir / "request.json", request)
     reported = None
     with SupervisedProcess(
-        [*worker.command, str(stage_dir)], environ=environ, log=stage_dir / "stdout.log"
+        [*worker.command, str(stage_dir)],
+        environ=on_path(environ, worker.interpreter),
+        log=stage_dir / "stdout.log",
     ) as process:
         while process.poll() is None:
             still_useful()
@@ -140,13 +155,15 @@ def run_worker(
                 reported = latest
             time.sleep(POLL_S)
         status = process.poll() or 0
+    if not (stage_dir / "result.json").exists():
+        still_useful()  # what ended the worker may be what it depends on
     return _read_result(worker, stage_dir, status)
 
 
 def _read_progress(stage_dir: Path) -> tuple[int, int, str] | None:
     try:
         document = read_json(stage_dir / "progress.json")
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return None
     return document["done"], document["total"], document["doing"]
 
@@ -154,11 +171,11 @@ def _read_progress(stage_dir: Path) -> tuple[int, int, str] | None:
 def _read_result(worker: Worker, stage_dir: Path, status: int) -> dict[str, Any]:
     try:
         result: dict[str, Any] = read_json(stage_dir / "result.json")
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         raise Failure(
             FailureClass.INFRA_TRANSIENT,
             f"{worker.script} ended with {describe_status(status)} and left no result.json; "
-            f"its log is {stage_dir / 'stdout.log'}, which ends:\n{tail(stage_dir / 'stdout.log')}",
+            f"its log is {stage_dir / 'stdout.log'}\n{tail(stage_dir / 'stdout.log')}",
         ) from None
     if result["status"] != "ok":
         raise Failure(FailureClass(result["failure_class"]), result["message"])

@@ -27,6 +27,7 @@ SIGNALLED = 128  # shells report death by signal N as 128 + N, and so does this 
 
 def end_family(grace_s: float) -> None:
     """End every descendant: SIGTERM, ``grace_s`` seconds, then SIGKILL until none is left."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing may cut this short
     family = psutil.Process().children(recursive=True)
     for member in family:
         _signal(member, signal.SIGTERM)

@@ -1,1 +1,1 @@
-"""Probes: from files on disk to evidence. They measure, and judge nothing."""
+"""Probes: from files on disk to evidence. They measure, and decide nothing."""

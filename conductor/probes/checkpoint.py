@@ -2,7 +2,7 @@
 
 No weight is read and nothing is executed. What should be quantized comes from the source's weight
 matrices and the recipe; what is quantized, from the candidate's tensors; what is declared, from its
-configuration. The probe counts how the three agree and judges nothing.
+configuration. The probe counts how the three agree and decides nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from conductor.probes.formats import find_format
 from conductor.probes.formats.layout import (
@@ -24,12 +24,20 @@ from conductor.probes.formats.layout import (
     measure,
 )
 from conductor.probes.metadata import metadata_diffs
-from conductor.probes.modules import FUSED_PROJECTIONS, LINEAR_KINDS, OTHER, Linear, linears
+from conductor.probes.modules import FUSED_PROJECTIONS, OTHER, Linear, linears
 from conductor.probes.reading import ProbeError, read_object
 from conductor.probes.safetensors_header import Tensor, Weights, pickled_files, read_weights
-
-if TYPE_CHECKING:
-    from gates.criteria import Recipe
+from gates.criteria import (
+    BYTES_PER_COLUMN,
+    BYTES_PER_MATRIX,
+    BYTES_PER_ROW,
+    MODULE_KINDS,
+    SCALE_WIDENING,
+    SIZE_TOLERANCE,
+    STORED_AGAIN,
+    UNKNOWN_KIND,
+    Recipe,
+)
 
 __all__ = ["ProbeError", "probe_checkpoint"]
 
@@ -48,21 +56,6 @@ SOURCE_PRECISIONS: Mapping[str, str] = {
     "I8": "int8",
 }
 """Name of a source's precision by the type of its weight matrices."""
-
-SIZE_TOLERANCE = 0.01
-"""Share of the predicted size left for small tensors that exporters add, such as cache scales."""
-
-SCALE_WIDENING: Mapping[str, float] = {"INT4": (32 + 4) / 16}
-"""How much more than the recipe's 16-bit scales a format may store: 32-bit ones and zero points.
-The scales of the floating-point formats have one width only."""
-
-STORED_AGAIN: Mapping[str, tuple[float, float]] = {"F32": (0.5, 1.0), "F8_E4M3": (1.0, 2.0)}
-"""How much smaller or larger a tensor that is left alone may be written, by its type: exporters
-write 32-bit floats in 16 bits, and expand 8-bit ones to 16."""
-
-BYTES_PER_ROW, BYTES_PER_COLUMN, BYTES_PER_MATRIX = 4, 4, 64
-"""Most that one matrix stores beside its weights: a 32-bit scale for each row, a smoothing factor
-for each column, and a few global scales or its shape."""
 
 NAMES_SHOWN = 20
 
@@ -92,7 +85,7 @@ def probe_checkpoint(checkpoint: Path, source: Path, recipe: Recipe) -> dict[str
     counts, names = _census(matrices, candidate, recipe, tied)
     lost = [*names.pop("lost"), *_lost_others(source_weights.tensors, matrices, weights.tensors)]
     pickled = pickled_files(checkpoint)
-    layers_unknown = [linear.module for linear in matrices if linear.kind == OTHER]
+    unclassified = [m.module for m in matrices if m.kind in (OTHER, UNKNOWN_KIND)]
     return {
         "source_bytes": source_weights.size_bytes,
         "output_bytes": weights.size_bytes,
@@ -111,7 +104,7 @@ def probe_checkpoint(checkpoint: Path, source: Path, recipe: Recipe) -> dict[str
                 *names.items(),
                 ("lost_tensors", lost),
                 ("pickled_weights", pickled),
-                ("unclassified_matrices", layers_unknown),
+                ("unclassified_matrices", unclassified),
                 ("unindexed_tensors", list(weights.unindexed)),
             )
             if found
@@ -272,13 +265,14 @@ def _outcome(counterpart: _Counterpart, candidate: _Candidate, recipe: Recipe) -
     Servers apply declarations to linear modules only; whether a router or an embedding is one
     cannot be told from a file, so for those only what they are counts.
     """
-    meant = counterpart.kind in recipe.quantizes
+    meant = recipe.means(counterpart.kind)
     actual = candidate.precision(counterpart)
     if actual is None:
         return MISMATCH, f" (stored in no known layout: {describe(counterpart.parts)})"
     if meant and actual == UNQUANTIZED:
-        return UNEXPECTED, ""
-    is_linear = counterpart.kind in (*LINEAR_KINDS, "lm_head")
+        is_unknown = counterpart.kind == UNKNOWN_KIND
+        return UNEXPECTED, " (of no kind known)" if is_unknown else ""
+    is_linear = meant or counterpart.kind in (*MODULE_KINDS, "lm_head")
     declared = candidate.format.declared(counterpart.module) if is_linear else actual
     if actual != declared:
         return MISMATCH, f" (is {actual}, declared {declared})"
@@ -329,7 +323,7 @@ def _source_precision(matrices: Iterable[Linear]) -> str | None:
     """Name the precision that most weights of the decoder layers are in."""
     elements: dict[str, int] = defaultdict(int)
     for linear in matrices:
-        if linear.kind in LINEAR_KINDS:
+        if linear.kind in MODULE_KINDS:
             elements[linear.tensor.dtype] += math.prod(linear.tensor.shape)
     if not elements:
         return None
@@ -353,7 +347,7 @@ def _expected_bytes(
         module, _, part = name.rpartition(".")
         linear = by_module.get(name) or by_module.get(module)
         is_weight = linear is not None and linear.tensor is tensor
-        if linear and is_weight and linear.kind in recipe.quantizes:
+        if linear and is_weight and recipe.means(linear.kind):
             elements = math.prod(tensor.shape)
             rows, columns = tensor.shape[-2:]
             copies = elements // max(rows * columns, 1)

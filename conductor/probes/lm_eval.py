@@ -94,7 +94,7 @@ class EvaluationResults:
     results_file: Path = field(compare=False)
 
     def run_summary(self) -> dict[str, Any]:
-        """Return the run summary that the run gate judges."""
+        """Return the run summary that the run gate reads."""
         return {"tasks": {name: task.run_entry() for name, task in self.tasks.items()}}
 
     def scores(self) -> dict[str, float | None]:

@@ -1,4 +1,4 @@
-"""What this machine is: device, memory, free disk. Measures, never judges."""
+"""What this machine is: device, memory, free disk. Measures, never decides."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ NVIDIA_SMI_TIMEOUT_S = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Accelerator:
-    """One GPU as the driver describes it; memory in bytes."""
+    """One GPU as the driver describes it; memory in bytes where it has its own."""
 
     name: str
-    memory_bytes: int
+    memory_bytes: int | None
     driver: str
 
 
@@ -72,7 +72,12 @@ def _probe_accelerators() -> tuple[Accelerator, ...]:
         return ()
     rows = [line.split(", ") for line in answer.stdout.splitlines() if line.count(", ") == 2]
     return tuple(
-        Accelerator(name=name, memory_bytes=int(mebibytes) * 2**20, driver=driver)
+        Accelerator(
+            name=name,
+            # Machines that share memory between processor and accelerator say [N/A].
+            memory_bytes=int(mebibytes) * 2**20 if mebibytes.isdecimal() else None,
+            driver=driver,
+        )
         for name, mebibytes, driver in rows
     )
 

@@ -13,9 +13,10 @@ from functools import lru_cache
 from typing import Any
 
 from conductor.probes.safetensors_header import Tensor
+from gates.criteria import UNKNOWN_KIND
 
 OTHER = "other"
-LINEAR_KINDS = ("attention.qkv", "attention.output", "mlp", "experts")
+"""Kind of a matrix outside the decoder layers that no rule names; recipes leave it alone."""
 
 _PLACE_RULES = (
     (
@@ -35,7 +36,8 @@ _LAYER = re.compile(r"(^|\.)(layers?|h|blocks?)\.N\.")
 _LAYER_RULES = (
     ("router", r"\.(gate|router|shared_expert_gate)(\.\w+)?$"),
     ("experts", r"\.experts\.(N\.)?\w+$"),
-    (OTHER, r"\.linear_attn\.(in_proj_(a|b|ba)|conv1d)$"),
+    ("small", r"\.(linear_attn\.in_proj_(a|b|ba)|\w*conv1d)$"),
+    ("norm", r"\.\w*norm\d*$"),
     (
         "mlp",
         r"\.(gate_proj|up_proj|down_proj|gate_up_proj|fc\d|fc_in|fc_out|w[123]|c_fc|linear_fc\d"
@@ -52,9 +54,10 @@ _LAYER_RULES = (
 )
 """Parts of a decoder layer, first match wins.
 
-The tiny gates of gated linear attention are left alone, as the quantizers' presets do. Linear
-attention and state-space projections count with ``attention.qkv``: recipes that single out the
-output projection mean that of softmax attention.
+The tiny gates of gated linear attention and convolutions are left alone, as the quantizers'
+presets do, and so are norms, which are matrices where each head has its own. Linear attention and
+state-space projections count with ``attention.qkv``: recipes that single out the output projection
+mean that of softmax attention. What no rule names is of a kind unknown.
 """
 
 _PLACES = tuple((kind, re.compile(rule)) for kind, rule in _PLACE_RULES)
@@ -121,6 +124,7 @@ def _kind_of_pattern(pattern: str) -> str:
         for kind, rule in _PARTS:
             if rule.search(pattern):
                 return kind
+        return UNKNOWN_KIND
     return OTHER
 
 

@@ -89,8 +89,8 @@ def _calibration(
     if calibrated and not data:
         raise Failure(
             FailureClass.USER_CONFIG_ERROR,
-            f"recipe {name} needs calibration text: set calibration.data in the file given with "
-            "--config to a JSONL file or the id of a Hub data set",
+            f"recipe {name} needs calibration text: give --calibration with a JSONL file or the id "
+            "of a Hub data set",
         )
     path = Path(data).expanduser() if data else None
     if path is None:

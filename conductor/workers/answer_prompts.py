@@ -34,7 +34,7 @@ def answer(model: Any, tokenizer: Any, prompt: str, max_tokens: int) -> dict[str
     stopped = int(completion[-1]) in stop_ids
     return {
         "text": tokenizer.decode(completion, skip_special_tokens=True),
-        "tokens": tokenizer.convert_ids_to_tokens(completion.tolist()),
+        "tokens": [str(token) for token in tokenizer.convert_ids_to_tokens(completion.tolist())],
         # JSON has no NaN: a logprob that is not finite travels as null, and the gate refuses it.
         "logprobs": [value if torch.isfinite(torch.tensor(value)) else None for value in logprobs],
         "finish_reason": "stop" if stopped else "length",
@@ -45,7 +45,6 @@ def answer(model: Any, tokenizer: Any, prompt: str, max_tokens: int) -> dict[str
 def answer_all(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """Answer every prompt with every checkpoint; a checkpoint that does not load says why."""
     progress(0, 0, "loading transformers")
-    import torch
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -57,12 +56,13 @@ def answer_all(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
         progress(number, len(request["checkpoints"]), f"loading the {side}")
         try:
             model = AutoModelForCausalLM.from_pretrained(
-                path, dtype=getattr(torch, request["dtype"]), use_safetensors=True
+                path, dtype=request["dtype"], use_safetensors=True
             )
             model.to(request["device"]).eval()
             answers[side] = [
                 answer(model, tokenizer, text, request["max_tokens"]) for text in prompts
             ]
+            del model  # one checkpoint at a time
         except (ValueError, RuntimeError, KeyError, OSError, ImportError) as error:
             load_errors[side] = f"{type(error).__name__}: {error}"
     return {

@@ -95,6 +95,12 @@ def count_completion_tokens(samples: dict[str, Any], tasks: list[str], tokenizer
 def load_tasks(manager: Any, shots: dict[str, int | None]) -> list[Any]:
     """Load the tasks; a number of shots given by the suite overrides the task's own."""
     tasks = manager.load(list(shots))["tasks"]
+    if groups := sorted(shots.keys() - tasks.keys()):
+        raise WorkerFailure(
+            "USER_CONFIG_ERROR",
+            f"{', '.join(groups)}: lm-eval knows this as a group of tasks; list the tasks "
+            f"themselves in the suite ({', '.join(sorted(tasks.keys() - shots.keys())[:5])}, ...)",
+        )
     for name, task in tasks.items():
         if shots[name] is not None:
             task.set_config(key="num_fewshot", value=shots[name])

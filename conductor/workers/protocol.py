@@ -3,8 +3,7 @@
 A worker is started as ``python <worker>.py <stage_dir>`` under an interpreter that does not have
 this project installed. It reads ``request.json``, may report ``progress.json``, and writes
 ``result.json`` last, in one rename: a result that exists is whole, a crash leaves none.
-This module is the only one of ours that workers import, and it needs nothing but the standard
-library.
+Workers import it as a sibling; it needs nothing but the standard library.
 """
 
 from __future__ import annotations

@@ -278,14 +278,30 @@ def export(request: dict[str, Any], save: Callable[[Path], None]) -> Path:
         if leftover.exists():
             shutil.rmtree(leftover)
     partial.mkdir(parents=True)
-    save(partial)
-    _copy_from_source(source, partial)
-    for path in partial.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
-    partial.rename(output)
+    try:
+        save(partial)
+        _copy_from_source(source, partial)
+        for path in partial.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as stream:
+                    os.fsync(stream.fileno())
+        partial.rename(output)
+    except Exception as error:
+        _explain_full_disk(source, partial, error)
+        raise
     return output
+
+
+def _explain_full_disk(source: Path, partial: Path, error: Exception) -> None:
+    """Say that the disk is full where it is: exporters raise errors of many kinds then."""
+    weights = sum(path.stat().st_size for path in source.glob("*.safetensors"))
+    free = shutil.disk_usage(partial.parent).free
+    if free < weights:
+        raise WorkerFailure(
+            "SYSTEMIC",
+            f"the checkpoint cannot be written ({first_line(error)}): {partial.parent} has "
+            f"{free // 2**20} MiB free; free some space",
+        ) from error
 
 
 def _copy_from_source(source: Path, partial: Path) -> None:

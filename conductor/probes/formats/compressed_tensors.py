@@ -43,12 +43,9 @@ _FOUR_BIT_FLOATS = {"16": "NVFP4", "32": "MXFP4"}
 
 def read(config: Mapping[str, Any]) -> Format:
     """Return the format that a ``quantization_config`` declares."""
-    groups = config.get("config_groups")
-    entries = groups.values() if isinstance(groups, Mapping) else ()
     schemes = [
         (_matcher(group.get("targets")), _precision(group.get("weights")))
-        for group in entries
-        if isinstance(group, Mapping)
+        for group in _groups(config)
     ]
     ignored = _matcher(config.get("ignore"))
 
@@ -60,6 +57,17 @@ def read(config: Mapping[str, Any]) -> Format:
     return Format(
         name=f"compressed-tensors {config.get('format')}", layouts=LAYOUTS, declared=declared
     )
+
+
+def precisions(config: Mapping[str, Any]) -> set[str]:
+    """Return the precisions that a ``quantization_config`` gives to weights."""
+    return {_precision(group.get("weights")) for group in _groups(config)} - {UNQUANTIZED}
+
+
+def _groups(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    groups = config.get("config_groups")
+    entries = groups.values() if isinstance(groups, Mapping) else ()
+    return [group for group in entries if isinstance(group, Mapping)]
 
 
 def _precision(weights: Any) -> str:

@@ -66,7 +66,7 @@ def read(in_config: Mapping[str, Any] | None, in_file: Mapping[str, Any] | None)
         spellings.append((stated, _texts(stated.get("exclude_modules"))))
     facts = [
         (
-            str(stated.get("quant_algo") or "").upper(),
+            _algorithm(stated),
             sorted(excluded),
             _layers(stated.get("quantized_layers")),
         )
@@ -84,6 +84,18 @@ def read(in_config: Mapping[str, Any] | None, in_file: Mapping[str, Any] | None)
     )
 
 
+def precisions(stated: Mapping[str, Any]) -> set[str]:
+    """Return the precisions that one of the two configurations gives to weights."""
+    algorithm = _algorithm(stated)
+    named = _layers(stated.get("quantized_layers")).values()
+    algorithms = set(named) if algorithm == MIXED else {algorithm}
+    return {PRECISION_OF_ALGORITHM.get(each, each) for each in algorithms if each}
+
+
+def _algorithm(stated: Mapping[str, Any]) -> str:
+    return str(stated.get("quant_algo") or "").upper()
+
+
 def _texts(value: Any) -> list[str]:
     return [entry for entry in value if isinstance(entry, str)] if isinstance(value, list) else []
 
@@ -91,11 +103,7 @@ def _texts(value: Any) -> list[str]:
 def _layers(value: Any) -> dict[str, str]:
     """Return the algorithm of each module that is listed by name."""
     listed = value if isinstance(value, Mapping) else {}
-    return {
-        name: str(entry.get("quant_algo") or "").upper()
-        for name, entry in listed.items()
-        if isinstance(entry, Mapping)
-    }
+    return {name: _algorithm(entry) for name, entry in listed.items() if isinstance(entry, Mapping)}
 
 
 def _declaration(
