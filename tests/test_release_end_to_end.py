@@ -98,7 +98,7 @@ def test_a_baseline_far_from_its_reference_is_anomalous(workspace: Path) -> None
     assert report["failure_class"] == "EXTERNAL_BASELINE_MISMATCH"
 
 
-def test_a_server_that_never_gets_healthy_is_infeasible(workspace: Path, tmp_path: Path) -> None:
+def test_settings_under_which_no_server_gets_healthy_abort(workspace: Path, tmp_path: Path) -> None:
     config = tmp_path / "hasty.yaml"
     config.write_text("engine: {health_timeout_s: 1}\n")
     done = run_day0(
@@ -106,11 +106,46 @@ def test_a_server_that_never_gets_healthy_is_infeasible(workspace: Path, tmp_pat
         *("--workspace", str(workspace), "--json"),
     )
     report = done.report
-    assert (done.exit_code, report["decision"]) == (4, "INFEASIBLE"), done.stderr
-    assert report["failure_class"] == "DEPLOYMENT_HEALTH_FAILED"
-    deploy = next(stage for stage in report["stages"] if stage["name"] == "deploy")
-    assert deploy["attempts"] == 2
+    assert (done.exit_code, report["decision"]) == (5, None), done.stderr
+    assert report["failure_class"] == "SYSTEMIC"
+    assert "not even the source" in " ".join(report["reasons"])
     assert "health_timeout_s" in " ".join(report["reasons"])
+
+
+def test_a_checkpoint_that_does_not_load_is_told_from_its_source(tmp_path: Path) -> None:
+    broken = tmp_path / "another-shape"
+    shutil.copytree(DEMO_PATH, broken)
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps({**config, "hidden_size": 512}))
+    done = run_day0(
+        *("serve", str(broken), "--source", "demo", "--suite", "demo"),
+        *("--output", str(tmp_path / "check")),
+    )
+    assert done.exit_code == 1, done.stderr
+    verdict = json.loads(done.stdout)
+    assert verdict["failure_class"] == "CHECKPOINT_NOT_SERVABLE"
+    assert not descendants_with(tmp_path)
+
+
+def test_stages_run_on_their_own_with_relative_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = tmp_path / "Mine.yaml"
+    recipe.write_text(
+        "quant_stage:\n  quant_modifiers:\n    QuantizationModifier:\n"
+        "      {targets: [Linear], scheme: W8A8, ignore: ['re:.*lm_head$']}\n"
+    )
+    made = run_day0("ptq", "demo", "--recipe", str(recipe), "--output", "made")
+    assert made.exit_code == 0, made.stdout + made.stderr
+    asked = run_day0(
+        *("evaluate", "made/checkpoint", "--suite", "demo", "--engine", "transformers"),
+        *("--limit", "20", "--output", "scores"),
+    )
+    assert asked.exit_code == 0, asked.stdout + asked.stderr
+    assert json.loads(asked.stdout)["scores"]["demo_reverse"] > 0.5
+    again = run_day0("ptq", "demo", "--recipe", "int8", "--output", "made")
+    assert (again.exit_code, "exists already" in again.stderr) == (2, True)
 
 
 def test_truncated_weights_are_refused_in_setup(workspace: Path, tmp_path: Path) -> None:
