@@ -9,19 +9,20 @@ and there is no traceback. No limit is decided here.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Never, TypeVar
 
 import gates
 from gates import EvidenceError, FailureClass, Verdict
-from gates.criteria import SCORE_THRESHOLD, VERBOSITY_THRESHOLD
+from gates.criteria import LARGEST_GUESSED_SCALE, SCORE_THRESHOLD, VERBOSITY_THRESHOLD
 
 if TYPE_CHECKING:
     from conductor.probes.lm_eval import EvaluationResults
@@ -58,6 +59,10 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Never:
         raise InputError("arguments", f"{message}; see {self.prog} --help")
 
+    def print_help(self, file: Any = None) -> None:
+        if not _print(self.format_help().rstrip()):
+            raise SystemExit(2)
+
 
 def ptq_main(argv: Sequence[str] | None = None) -> int:
     """Ask the gate on a quantized checkpoint."""
@@ -93,7 +98,9 @@ def compare_main(argv: Sequence[str] | None = None) -> int:
     """Ask the gate on candidate scores beside baseline scores."""
     parser = _parser(
         "gate_compare",
-        "Hold candidate scores against baseline scores, task by task.",
+        "Hold candidate scores against baseline scores, task by task. Directories must hold\n"
+        "sound runs that were made alike. Scores in files count upwards unless --directions\n"
+        "says otherwise.",
         "gate_compare --baseline base.json --candidate cand.json --scales '{\"gpqa\": 100}'",
     )
     for side in ("baseline", "candidate"):
@@ -113,6 +120,11 @@ def compare_main(argv: Sequence[str] | None = None) -> int:
         "--relative", action="store_true", help="take the drop as a fraction of the baseline score"
     )
     parser.add_argument("--scales", help="full score per task, as JSON: {task: 1.0}")
+    parser.add_argument(
+        "--directions",
+        help='which score of a task is better, as JSON: {task: "higher" or "lower"}; '
+        "a task in score files counts upwards unless it is given",
+    )
     return _run("compare", parser, _evaluate_comparison, argv)
 
 
@@ -169,19 +181,39 @@ def _run(
         document = dict(evaluate(parser.parse_args(argv)))
     except InputError as error:
         document = Verdict.refused(gate, EvidenceError(error.source, error.problem)).document()
-    _print(json.dumps(document, indent=2, allow_nan=False))
+    except OSError as error:
+        # Names too long, links in a circle: probes and readers meet them wherever a path is used.
+        problem = f"cannot be read ({error.strerror or error})"
+        name = str(error.filename or "input")
+        document = Verdict.refused(gate, EvidenceError(name, problem)).document()
+    if not _print(json.dumps(document, indent=2, allow_nan=False)):
+        return 2
     if document["pass"]:
         return 0
     return 2 if document["failure_class"] == FailureClass.USER_CONFIG_ERROR else 1
 
 
-def _print(text: str) -> None:
-    """Print to a reader that may have left, as ``head`` does: the exit code still answers."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        # What is still buffered would be tried once more when the interpreter ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _print(text: str) -> bool:
+    """Print an answer; tell whether it was written, and on standard error why it was not.
+
+    A reader may have left, as ``head`` does, and has then read enough: the exit code still answers.
+    """
+    if sys.stdout is None:
+        problem = "it is closed"
+    else:
+        try:
+            print(text, flush=True)
+            return True
+        except OSError as error:
+            # What is still buffered would be tried once more when the interpreter ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if isinstance(error, BrokenPipeError):
+                return True
+            problem = error.strerror or str(error)
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            print(f"the answer could not be written to standard output: {problem}", file=sys.stderr)
+    return False
 
 
 def _evaluate_checkpoint(args: argparse.Namespace) -> Mapping[str, Any]:
@@ -211,44 +243,143 @@ def _evaluate_run(args: argparse.Namespace) -> Mapping[str, Any]:
 
 
 def _evaluate_comparison(args: argparse.Namespace) -> Mapping[str, Any]:
-    baseline, candidate = _scores(args.baseline), _scores(args.candidate)
+    scales, stated = _stated_scales(args.scales), _stated_directions(args.directions)
+    sides = {side: _scores(getattr(args, side)) for side in ("baseline", "candidate")}
+    for side, scores in sides.items():
+        verdict = _as_run(scores, scales)
+        if verdict is not None and not verdict.passed:
+            detail = f"{side}: {verdict.detail}"
+            return _sourced(replace(verdict, gate="compare", detail=detail), getattr(args, side))
+    baseline, candidate = sides.values()
+    verdict = _as_conditions(baseline, candidate)
+    if verdict is not None and not verdict.passed:
+        return _sourced(replace(verdict, gate="compare"), args.baseline, args.candidate)
+    directions = {**baseline.directions, **candidate.directions}
+    for task, higher in stated.items():
+        if task not in {*baseline.scores, *candidate.scores}:
+            raise InputError("--directions", f"{task}: names a task that has no score")
+        if directions.get(task, higher) is not higher:
+            raise InputError("--directions", f"{task}: the results say the opposite; leave it out")
+    directions |= stated
+    scales = {**baseline.scales, **candidate.scales, **scales}
+    _require_scales((baseline, candidate), directions, scales, relative=args.relative)
     verdict = gates.evaluate_comparison(
         baseline.scores,
         candidate.scores,
         threshold=args.threshold,
         relative=args.relative,
-        scales={**baseline.scales, **candidate.scales, **_stated_scales(args.scales)},
-        directions={**baseline.directions, **candidate.directions},
+        scales=scales,
+        directions=directions,
     )
     return _sourced(verdict, args.baseline, args.candidate)
 
 
 @dataclass(frozen=True)
 class _Scores:
-    """One side's scores, with what only a directory of results tells about their tasks."""
+    """One side's scores, and the results they come from where it is a directory."""
 
     scores: Any
-    scales: Mapping[str, float] = field(default_factory=dict)
-    directions: Mapping[str, bool] = field(default_factory=dict)
+    results: EvaluationResults | None = None
+
+    @property
+    def scales(self) -> dict[str, float]:
+        """Full score of each task whose metric has a known one."""
+        return self.results.scales() if self.results else {}
+
+    @property
+    def directions(self) -> dict[str, bool]:
+        """Whether a higher score is better, for each task whose results say so."""
+        tasks = self.results.tasks if self.results else {}
+        return {
+            name: task.higher_is_better
+            for name, task in tasks.items()
+            if task.higher_is_better is not None
+        }
 
 
 def _scores(path: Path) -> _Scores:
     if not path.is_dir():
         return _Scores(_read_document(path, "scores"))
     results = _evaluation_results(path)
-    directions = {
-        name: task.higher_is_better
-        for name, task in results.tasks.items()
-        if task.higher_is_better is not None
+    return _Scores(results.scores(), results)
+
+
+def _as_run(side: _Scores, scales: Mapping[str, float]) -> Verdict | None:
+    """Ask the gate on a run, where there is one; a metric without a full score has no upper end."""
+    if side.results is None:
+        return None
+    tasks = side.results.run_summary()["tasks"]
+    for name, entry in tasks.items():
+        entry["scale"] = scales.get(name, entry.get("scale", sys.float_info.max))
+    return gates.evaluate_run({"tasks": tasks})
+
+
+def _as_conditions(baseline: _Scores, candidate: _Scores) -> Verdict | None:
+    """Ask the gate on conditions, where both sides tell them.
+
+    A task on one side only has no condition to share; comparing scores refuses it.
+    """
+    if baseline.results is None or candidate.results is None:
+        return None
+    shared = baseline.results.tasks.keys() & candidate.results.tasks.keys()
+    sides = (_conditions(side.results, shared) for side in (baseline, candidate) if side.results)
+    return gates.evaluate_conditions(*sides)
+
+
+def _conditions(results: EvaluationResults, tasks: Collection[str]) -> dict[str, object]:
+    """Return how the harness asked, as far as its results say."""
+    conditions: dict[str, object] = {"lm_eval": results.versions.get("lm_eval")}
+    for name in tasks:
+        task = results.tasks[name]
+        conditions |= {
+            f"tasks.{name}.metric": task.metric,
+            f"tasks.{name}.filter": task.filter,
+            f"tasks.{name}.higher_is_better": task.higher_is_better,
+            f"tasks.{name}.scored_samples": task.scored_samples,
+            f"tasks.{name}.shots": task.fewshot,
+            f"tasks.{name}.version": task.version,
+        }
+    return conditions
+
+
+def _require_scales(
+    sides: tuple[_Scores, _Scores],
+    directions: Mapping[str, bool],
+    scales: Mapping[str, float],
+    *,
+    relative: bool,
+) -> None:
+    """Refuse to guess the full score of a metric that may have none."""
+    unknown = {
+        *(task for task, higher in directions.items() if not higher),
+        *(task for side in sides if side.results for task in side.results.tasks),
     }
-    return _Scores(results.scores(), results.scales(), directions)
+    for task in sorted(unknown - scales.keys()):
+        scores = [side.scores.get(task) for side in sides]
+        if not relative:
+            problem = "has a metric without a known full score"
+            raise InputError(f"tasks.{task}", f"{problem}; give --scales or --relative")
+        if any(
+            isinstance(score, (int, float)) and score > LARGEST_GUESSED_SCALE for score in scores
+        ):
+            problem = f"has a score above {LARGEST_GUESSED_SCALE:g} and no known full score"
+            raise InputError(f"tasks.{task}", f"{problem}; give --scales")
 
 
 def _stated_scales(text: str | None) -> dict[str, float]:
+    return dict(_stated(text, "scales"))
+
+
+def _stated_directions(text: str | None) -> dict[str, bool]:
+    return {task: value == "higher" for task, value in _stated(text, "directions").items()}
+
+
+def _stated(text: str | None, name: str) -> Mapping[str, Any]:
+    """Read an option that holds a JSON document of the schema of its name."""
     if text is None:
         return {}
-    document = _parse_json(text, "--scales")
-    _check_shape(document, "scales", "--scales")
+    document = _parse_json(text, f"--{name}")
+    _check_shape(document, name, f"--{name}")
     return dict(document)
 
 
@@ -319,9 +450,6 @@ def _probed(probe: Callable[[], _Evidence]) -> _Evidence:
         return probe()
     except ProbeError as error:
         raise InputError(str(error.path), f"{error.problem}; {error.remedy}") from None
-    except OSError as error:
-        name = str(error.filename or "input")
-        raise InputError(name, f"cannot be read ({error.strerror or error})") from None
 
 
 def _sourced(verdict: Verdict, *sources: Path) -> dict[str, Any]:
@@ -334,17 +462,9 @@ def _sourced(verdict: Verdict, *sources: Path) -> dict[str, Any]:
 
 def _read_document(path: Path, schema: str, overrides: Mapping[str, object] | None = None) -> Any:
     """Read a JSON file and check its shape; ``overrides`` that are not ``None`` replace fields."""
-    try:
-        with path.open("rb") as stream:
-            content = stream.read(LARGEST_DOCUMENT_BYTES + 1)
-    except OSError as error:
-        raise InputError(
-            str(path), f"cannot be read ({error.strerror or error}); give a JSON file"
-        ) from None
-    except ValueError as error:
-        raise InputError("path", f"{error}; give a JSON file") from None
-    if len(content) > LARGEST_DOCUMENT_BYTES:
-        raise InputError(str(path), f"is larger than {LARGEST_DOCUMENT_BYTES} bytes")
+    from conductor.probes.reading import read_bytes
+
+    content = _probed(lambda: read_bytes(path, "give a JSON file", largest=LARGEST_DOCUMENT_BYTES))
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -9,11 +9,14 @@ Invariants:
 - The pending file exists until a server has everything; the same command sends it later.
 - Sending again changes nothing: runs are found by the tag ``day0.run_id``, and values that a run
   already has are not logged again.
-- User names and passwords in a tracking URI reach the child's environment and no file.
+- User names, passwords and queries in a tracking URI reach the child's environment and no file.
+- One process at a time uses a SQLite store, and its file appears with every table in it: migrations
+  that run twice at once, or are killed halfway, would leave a database that nothing opens again.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import logging
 import os
@@ -27,7 +30,9 @@ from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
+
+from filelock import FileLock, Timeout
 
 from conductor.executors.environ import LOOPBACK_HOSTS
 from conductor.executors.local import POLL_S, SupervisedProcess, describe_status
@@ -45,6 +50,8 @@ REPORT_FILES = ("report.json", "report.md", "report.html")
 EXPERIMENT = "day0"
 LIMIT_S = 60.0
 """Longest time the child may take; a dead or hanging server is noticed long before."""
+LOCK_WAIT_S = 45.0
+"""Longest wait for a local store that another release uses; it leaves time to send."""
 GRACE_S = 1.0
 """Time the child has to end by itself at the limit; it holds nothing that must be put away."""
 DEFAULTS = {
@@ -68,6 +75,17 @@ LONGEST_KEY = 200
 BATCH = 500
 """Metrics sent in one request; MLflow takes at most 1000 entities."""
 LONGEST_DETAIL = 400
+SHORTEST_SECRET = 4
+"""Characters of a name, query value or part of a password that is hidden wherever it stands."""
+SCHEME = r"[A-Za-z][\w+.-]*://"
+LOCAL_URI = re.compile(
+    r"((?:sqlite[\w+]*|file):(?:///|/(?!/))[^?]*|\.{0,2}/(?!/)[^?]*)(?:\?.*)?", re.DOTALL
+)
+SERVED_URI = re.compile(
+    rf"((?:{SCHEME})?)(?:[^\s/?#]*@)?"
+    r"((?:[\w.-]*|\[[0-9A-Fa-f:.]+\])(?::\d+)?(?:/[^\s?#@]*)?)(?:[?#][^\s@]*)?"
+)
+UNREADABLE_URI = "a tracking URI that cannot be parsed"
 
 
 class TrackingStatus(StrEnum):
@@ -183,9 +201,17 @@ def tracking_uri(environ: Mapping[str, str], workspace: Path) -> str:
     return environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workspace.resolve()}/mlflow.db"
 
 
-def without_credentials(text: str) -> str:
-    """Drop ``user:password@`` from every URL in ``text``."""
-    return re.sub(r"(?<=://)([^\s/]*|[^\s/@]*:\S*)@", "", text)
+def without_credentials(uri: str) -> str:
+    """Return ``uri`` without user, password, query and fragment.
+
+    Of one that can be read in two ways, such as with an ``@`` after the host, the scheme is shown.
+    """
+    if local := LOCAL_URI.fullmatch(uri):
+        return local[1]
+    if served := SERVED_URI.fullmatch(uri):
+        return served[1] + served[2]
+    scheme = re.match(SCHEME, uri)
+    return f"{scheme[0]}***" if scheme else UNREADABLE_URI
 
 
 def send(plan: TrackingPlan, run_dir: Path, *, uri: str, experiment: str) -> Tracking:
@@ -251,7 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.update(_settings(os.environ))
     logging.getLogger("alembic").setLevel(logging.ERROR)
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), _sole_use(uri, Path(plan.workspace)):
             tracking = send(plan, pending.parent, uri=uri, experiment=experiment)
         write_json(pending.with_name(RESULT), tracking.document())
         pending.unlink()
@@ -259,7 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tracking = Tracking(
             status=TrackingStatus.UNAVAILABLE,
             uri=without_credentials(uri),
-            detail=_redact(_cause(error), uri),
+            detail=_redact(_cause(error), uri)[:LONGEST_DETAIL],
         )
         with contextlib.suppress(OSError):  # a directory that takes no file: the line below says it
             write_json(pending.with_name(RESULT), tracking.document())
@@ -428,6 +454,47 @@ def _settings(environ: Mapping[str, str]) -> dict[str, str]:
     return {**chosen, **FIXED, "NO_PROXY": no_proxy, "no_proxy": no_proxy}
 
 
+@contextlib.contextmanager
+def _sole_use(uri: str, workspace: Path) -> Iterator[None]:
+    """Keep other releases off a SQLite store, and make it first if need be; a server needs neither.
+
+    Raises:
+        TimeoutError: another process did not let go of the store in time.
+    """
+    if not uri.startswith("sqlite"):
+        yield
+        return
+    from sqlalchemy import make_url
+
+    name = make_url(uri).database or ":memory:"
+    if name.startswith((":memory:", "file:")):
+        yield
+        return
+    database = Path(name)
+    lock = FileLock(f"{database}.lock")
+    try:
+        held = lock.acquire(timeout=LOCK_WAIT_S)
+    except Timeout:
+        problem = f"another process has held {lock.lock_file} for {LOCK_WAIT_S:g} s"
+        raise TimeoutError(problem) from None
+    with held:
+        if not database.exists():
+            _make_store(database, artifacts=workspace / "mlartifacts")
+        yield
+
+
+def _make_store(database: Path, *, artifacts: Path) -> None:
+    """Make an empty MLflow store under another name and put it in place when it is whole."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    unfinished = database.with_name(f"{database.name}.new")
+    for stale in (unfinished, unfinished.with_name(f"{unfinished.name}-journal")):
+        stale.unlink(missing_ok=True)  # SQLite would replay a journal into the new file
+    make: Any = SqlAlchemyStore
+    make(f"sqlite:///{unfinished}", artifacts.as_uri()).engine.dispose()
+    unfinished.replace(database)
+
+
 def _find_experiment(client: MlflowClient, name: str, *, plan: TrackingPlan, uri: str) -> str:
     """Return the experiment's ID; a server says where artifacts go, a local store has a place."""
     found = client.get_experiment_by_name(name)
@@ -487,17 +554,47 @@ def _cause(error: BaseException) -> str:
             return str(reason) or type(reason).__name__
         reason = reason.__cause__ or reason.__context__
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return first[:LONGEST_DETAIL].rstrip(".")
+    return first.rstrip(".")
 
 
 def _redact(text: str, uri: str) -> str:
-    """Drop the credentials of ``uri``, and those in any other URL, from ``text``."""
-    found = re.search(r"://(\S*)@", uri)
-    userinfo = found[1] if found else ""
-    for secret in (userinfo, userinfo.partition(":")[2]):
-        for form in {secret, unquote(secret)} - {""}:
-            text = text.replace(form, "***")
-    return without_credentials(text)
+    """Drop the credentials of ``uri``, and those in any other URL or header, from ``text``."""
+    secrets = _secrets(uri)
+    return without_credentials(uri).join(_hide(part, secrets) for part in text.split(uri))
+
+
+def _hide(text: str, secrets: Iterable[str]) -> str:
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    text = re.sub(r"(?<=://)([^\s/]*|[^\s/@]*:\S*)@", "", text)
+    text = re.sub(r"[^\s/:@'\"]+:[^\s/@]+@", "", text)
+    text = re.sub(r"\b(Basic|Bearer)\s+[\w.~+/=-]+", r"\1 ***", text, flags=re.IGNORECASE)
+    return re.sub(r"\?\S+", "?***", text)
+
+
+def _secrets(uri: str) -> set[str]:
+    """Return what may not be shown of ``uri``: as it is, quoted, unquoted, in base64."""
+    found: set[str] = set()
+    for form in (uri, unquote(uri)):
+        query = re.split(r"[?#]", form, maxsplit=1)[1:]
+        long = [part.rpartition("=")[2] for part in re.split(r"[&;#]", "".join(query))]
+        if not LOCAL_URI.fullmatch(form):
+            userinfo = re.sub(rf"^{SCHEME}", "", form).rpartition("@")[0]
+            user, _, password = userinfo.partition(":")
+            found |= {userinfo, password, *_basic(user, password), *_basic(user, password.strip())}
+            long += [user, *re.split(r"[:@/]", password)]
+        found |= {*query, *(value for value in long if len(value) >= SHORTEST_SECRET)}
+    stripped = {secret.strip() for secret in found}
+    return {form for secret in stripped for form in (secret, unquote(secret), quote(secret))} - {""}
+
+
+def _basic(user: str, password: str) -> set[str]:
+    """Return ``user:password`` in the base64 forms of an Authorization header; none without any."""
+    if not user + password:
+        return set()
+    pair = unquote(f"{user}:{password}")
+    encoded = (pair.encode("utf-8"), pair.encode("latin-1", errors="replace"))
+    return {base64.b64encode(data).decode().rstrip("=") for data in encoded}
 
 
 if __name__ == "__main__":

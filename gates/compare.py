@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from gates import evidence
-from gates.criteria import IMPLAUSIBLE_GAIN, SCORE_THRESHOLD
+from gates.criteria import FRACTION_SUSPECTED_SCALE, IMPLAUSIBLE_GAIN, SCORE_THRESHOLD
 from gates.evidence import EvidenceError, join, shown
 from gates.scores import Scale, decimal, scale_of, units_differ
 from gates.verdict import Check, Decision, FailureClass, Verdict
@@ -143,8 +143,20 @@ def _compare(task: str, baseline: object, candidate: object, rule: _Rule) -> _Co
             "within_threshold": within,
         },
         anomaly=anomaly,
-        note="" if scale.declared else f"{task}: scale {scale.full:g} inferred from the scores",
+        note=_note(task, (base, cand), scale),
     )
+
+
+def _note(task: str, scores: tuple[float, float], scale: Scale) -> str:
+    """Say what a reader should know of the scale, or nothing."""
+    if not scale.declared:
+        return f"{task}: scale {scale.full:g} inferred from the scores"
+    if scale.full >= FRACTION_SUSPECTED_SCALE and max(scores) <= 1.0:
+        return (
+            f"{task}: both scores are at most 1 on a scale of {scale.full:g}: are they fractions? "
+            "If so, declare a scale of 1"
+        )
+    return ""
 
 
 def _unreadable(task: str, baseline: object, candidate: object, problem: str) -> _Comparison:

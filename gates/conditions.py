@@ -7,15 +7,18 @@ field; only those that name where a side is may differ.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 
 from gates import evidence
-from gates.evidence import EvidenceError, shown
+from gates.evidence import EvidenceError, join, shown
 from gates.verdict import Check, Decision, FailureClass, Verdict
 
 GATE = "conditions"
 
 _ABSENT = object()
+
+_DEEPEST = 64
+"""Levels of lists and mappings within a setting; real configurations have under ten."""
 
 
 def evaluate_conditions(
@@ -31,6 +34,8 @@ def evaluate_conditions(
         fields = sorted({*sides[0], *sides[1]} - set(may_differ))
         if not fields:
             raise EvidenceError("baseline", "holds no setting that could be compared")
+        for name, settings in zip(("baseline", "candidate"), sides, strict=True):
+            _refuse_deep(settings, name)
     except EvidenceError as error:
         return Verdict.refused(GATE, error)
     checks = [_check(name, *(side.get(name, _ABSENT) for side in sides)) for name in fields]
@@ -46,6 +51,25 @@ def evaluate_conditions(
             else f"all {len(checks)} settings equal on both sides"
         ),
     )
+
+
+def _refuse_deep(settings: Mapping[str, object], side: str) -> None:
+    """Refuse settings that comparing could not get to the end of: nested too deep, or cyclic."""
+    for name, value in settings.items():
+        level = [value]
+        for _ in range(_DEEPEST):
+            inner = {id(entry): entry for each in level for entry in _entries(each)}
+            level = list(inner.values())
+        if level:
+            raise EvidenceError(
+                join(side, name), f"is nested more than {_DEEPEST} deep, or holds itself"
+            )
+
+
+def _entries(value: object) -> Iterable[object]:
+    if isinstance(value, Mapping):
+        return value.values()
+    return value if isinstance(value, (list, tuple)) else ()
 
 
 def _check(name: str, baseline: object, candidate: object) -> Check:

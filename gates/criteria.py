@@ -23,6 +23,12 @@ UNIT_MIXUP_RATIOS = (50.0, 200.0)
 """Two scores, one at most 1 and one above it, whose ratio lies in this range around 100 are read
 as a fraction beside a percentage, even where a scale is declared."""
 
+LARGEST_GUESSED_SCALE = 100.0
+"""Full score assumed of a task whose scores do not fit in 0 to 1 and that has no declared one."""
+
+FRACTION_SUSPECTED_SCALE = 50.0
+"""Declared scale from which two scores of at most 1 are so low that they may be fractions."""
+
 VERBOSITY_THRESHOLD = 0.05
 """Largest change of the mean completion length, in either direction, as a fraction of the
 baseline's."""

@@ -195,6 +195,13 @@ def _coverage(evidence: CheckpointEvidence, recipe: Recipe | None) -> Iterator[_
 
 def _covered(evidence: CheckpointEvidence, recipe: Recipe) -> _Finding:
     covered = evidence.layers.quantized[recipe.bucket]
+    instead = _counted_instead(evidence.layers)
+    reason = (
+        f"the export did not follow recipe {recipe.name} ({instead})"
+        if instead
+        else f"recipe {recipe.name} matched none of the model's modules; choose a recipe that "
+        "means modules this model has"
+    )
     check = Check(
         subject="coverage",
         observed=covered,
@@ -202,25 +209,23 @@ def _covered(evidence: CheckpointEvidence, recipe: Recipe) -> _Finding:
         passed=covered > 0,
         detail=f"{covered} layer(s) in {recipe.bucket}"
         if covered
-        else f"no layer is in {recipe.bucket}: {_counted_instead(evidence.layers, recipe)}",
+        else f"no layer is in {recipe.bucket}: {reason}",
     )
-    return check, FailureClass.MODEL_UNSUPPORTED
+    # Where the recipe's modules are there in another precision, the export failed, not the choice.
+    return (
+        check,
+        FailureClass.QUANT_COVERAGE_FAILURE if instead else FailureClass.MODEL_UNSUPPORTED,
+    )
 
 
-def _counted_instead(layers: LayerCounts, recipe: Recipe) -> str:
-    """Say what the layers are, where none is as the recipe means them."""
+def _counted_instead(layers: LayerCounts) -> str:
+    """Say what the layers are that are quantized, or should be; nothing if there are none."""
     counted = {
         **{f"in {bucket}": count for bucket, count in layers.quantized.items()},
         "left unquantized": layers.unexpected_unquantized,
         "not as declared or meant": layers.declaration_mismatch,
     }
-    found = [f"{count} layer(s) {what}" for what, count in counted.items() if count]
-    if found:
-        return f"the export did not follow recipe {recipe.name} ({', '.join(found)})"
-    return (
-        f"recipe {recipe.name} matched none of the model's modules; choose a recipe that means "
-        "modules this model has"
-    )
+    return ", ".join(f"{count} layer(s) {what}" for what, count in counted.items() if count)
 
 
 def _no_layers(evidence: CheckpointEvidence, kind: str, layers: int, what: str) -> _Finding:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 
-from gates.criteria import UNIT_MIXUP_RATIOS
+from gates.criteria import LARGEST_GUESSED_SCALE, UNIT_MIXUP_RATIOS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ def scale_of(task: str, scores: tuple[float, ...], declared: Mapping[str, float]
     if task in declared:
         return Scale(full=declared[task], declared=True)
     fits = all(0.0 <= score <= 1.0 for score in scores)
-    return Scale(full=1.0 if fits else 100.0, declared=False)
+    return Scale(full=1.0 if fits else LARGEST_GUESSED_SCALE, declared=False)
 
 
 def units_differ(first: float, second: float, scale: Scale) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -116,7 +118,7 @@ def test_named_inputs(command: str, name: str, exit_code: int, words: str, ask: 
         ("not-utf8.json", "is not UTF-8"),
         ("truncated.json", "is not usable JSON"),
         ("deep.json", "nested too deeply"),
-        ("absent.json", "cannot be read"),
+        ("absent.json", "does not exist"),
         ("checkpoint-good.json/inside-a-file", "cannot be read"),
     ],
     ids=["empty", "not-utf8", "truncated", "deep", "absent", "inside-a-file"],
@@ -172,6 +174,169 @@ def test_a_directory_of_results_is_compared(
     assert document["notes"] == []
 
 
+Document = dict[str, Any]
+
+
+def results_with(
+    directory: Path, change: Callable[[Document], object], *, drop_samples: str = ""
+) -> Path:
+    """Copy the results to ``directory`` with one change, or without a task's last sample."""
+    shutil.copytree(RESULTS, directory)
+    (file,) = directory.rglob("results_*.json")
+    document = json.loads(file.read_text(encoding="utf-8"))
+    change(document)
+    file.write_text(json.dumps(document), encoding="utf-8")
+    for log in directory.rglob(f"samples_{drop_samples}_*.jsonl" if drop_samples else "none"):
+        rows = log.read_text(encoding="utf-8").splitlines(keepends=True)
+        last = json.loads(rows[-1])["doc_id"]
+        log.write_text("".join(row for row in rows if json.loads(row)["doc_id"] != last))
+    return directory
+
+
+def unbounded(score: float) -> Callable[[Document], None]:
+    """Turn the task into one whose score has no full score, and is better when lower."""
+
+    def change(document: Document) -> None:
+        row = document["results"]["reverse"]
+        row["perplexity,none"] = score
+        document["configs"]["reverse"]["metric_list"] = [{"metric": "perplexity"}]
+        document["configs"]["reverse"]["filter_list"] = [{"name": "none"}]
+        document["higher_is_better"]["reverse"] = {"perplexity": False}
+
+    return change
+
+
+def perplexity_results(directory: Path, score: float) -> Path:
+    results_with(directory, unbounded(score))
+    (log,) = directory.rglob("samples_reverse_*.jsonl")
+    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    rows = [row | {"filter": "none", "perplexity": 1.0} for row in rows]
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return directory
+
+
+@pytest.mark.parametrize("side", ["baseline", "candidate"])
+def test_a_run_that_is_not_sound_is_not_compared(side: str, tmp_path: Path, ask: Ask) -> None:
+    sides = dict.fromkeys(("baseline", "candidate"), RESULTS)
+    sides[side] = results_with(tmp_path / "lossy", lambda d: None, drop_samples="compare")
+    code, document = ask(
+        compare_main, f"--baseline {sides['baseline']} --candidate {sides['candidate']}"
+    )
+    assert code == 1
+    assert document["gate"] == "compare"
+    assert document["failure_class"] == "SAMPLE_ACCOUNTING_FAILED"
+    assert document["detail"].startswith(f"{side}: tasks.compare.scored_samples: 4 of 5 scored")
+
+
+def fewer_samples(document: Document) -> None:
+    document["n-samples"]["compare"]["effective"] = 4
+
+
+@pytest.mark.parametrize(
+    ("change", "drop_samples", "named"),
+    [
+        pytest.param(
+            lambda d: d["higher_is_better"]["compare"].update(acc=False, acc_norm=False),
+            "",
+            "tasks.compare.higher_is_better",
+            id="direction",
+        ),
+        pytest.param(
+            lambda d: d["versions"].update(compare=3.0), "", "tasks.compare.version", id="version"
+        ),
+        pytest.param(
+            lambda d: d["n-shot"].update(compare=5), "", "tasks.compare.shots", id="shots"
+        ),
+        pytest.param(lambda d: d.update(lm_eval_version="0.4.0"), "", "lm_eval", id="lm-eval"),
+        pytest.param(fewer_samples, "compare", "tasks.compare.scored_samples", id="samples"),
+    ],
+)
+def test_runs_that_were_made_differently_are_not_compared(
+    change: Callable[[Document], object], drop_samples: str, named: str, tmp_path: Path, ask: Ask
+) -> None:
+    other = results_with(tmp_path / "other", change, drop_samples=drop_samples)
+    code, document = ask(compare_main, f"--baseline {RESULTS} --candidate {other}")
+    assert code == 1
+    assert document["gate"] == "compare"
+    assert (document["failure_class"], document["decision"]) == ("CONDITIONS_DIFFER", "ANOMALOUS")
+    assert document["detail"] == f"the two sides differ in {named}"
+
+
+def test_another_metric_is_another_condition(tmp_path: Path, ask: Ask) -> None:
+    other = perplexity_results(tmp_path / "other", 0.5)
+    _, document = ask(compare_main, f"--baseline {RESULTS} --candidate {other}")
+    assert document["failure_class"] == "CONDITIONS_DIFFER"
+    assert "tasks.reverse.metric" in document["detail"]
+
+
+@pytest.mark.parametrize(
+    ("scores", "options", "exit_code", "words"),
+    [
+        ((12.0, 12.0), "", 2, "tasks.reverse: has a metric without a known full score"),
+        ((12.0, 12.05), "--relative", 0, "within"),
+        ((12.0, 13.0), "--relative", 1, "beyond threshold"),
+        ((250.0, 251.0), "--relative", 2, "give --scales"),
+        ((250.0, 251.0), '--scales {"reverse":1000}', 0, "within"),
+        ((250.0, 299.0), '--scales {"reverse":1000}', 1, "beyond threshold"),
+    ],
+    ids=["refused", "relative", "relative-worse", "relative-above-100", "scale", "scale-worse"],
+)
+def test_a_metric_without_a_full_score(
+    scores: tuple[float, float],
+    options: str,
+    exit_code: int,
+    words: str,
+    tmp_path: Path,
+    ask: Ask,
+) -> None:
+    sides = [perplexity_results(tmp_path / str(n), score) for n, score in enumerate(scores)]
+    code, document = ask(compare_main, f"--baseline {sides[0]} --candidate {sides[1]} {options}")
+    assert code == exit_code, document["detail"]
+    assert words in document["detail"]
+
+
+@pytest.mark.parametrize(
+    ("options", "exit_code", "words"),
+    [
+        (["--directions", '{"copy":"lower"}', "--scales", '{"copy":2.5}'], 0, "within"),
+        (["--directions", '{"copy":"higher"}'], 1, "copy: 0.7 to 0.6"),
+        ([], 1, "copy: 0.7 to 0.6"),
+        (
+            ["--directions", '{"other":"lower"}'],
+            2,
+            "--directions: other: names a task that has no score",
+        ),
+        (["--directions", '{"copy":"down"}'], 2, "--directions: copy: "),
+        (["--directions", "[]"], 2, "--directions: "),
+        (["--directions", "{"], 2, "--directions: is not usable JSON"),
+    ],
+    ids=["lower", "higher", "not-given", "unknown-task", "unknown-value", "list", "broken"],
+)
+def test_directions_of_score_files(
+    options: list[str], exit_code: int, words: str, ask: Ask
+) -> None:
+    files = f"--baseline {DATA / 'scores-baseline.json'} --candidate {DATA / 'scores-below.json'}"
+    code, document = ask(compare_main, [*files.split(), *options])
+    assert code == exit_code, document["detail"]
+    assert words in document["detail"]
+
+
+def test_directions_against_those_of_the_results_are_refused(ask: Ask) -> None:
+    sides = f"--baseline {RESULTS} --candidate {RESULTS}"
+    code, document = ask(compare_main, sides + ' --directions {"reverse":"lower"}')
+    assert code == 2
+    assert "--directions: reverse: the results say" in document["detail"]
+
+
+def test_lower_scores_in_files_need_a_scale(tmp_path: Path, ask: Ask) -> None:
+    file = tmp_path / "scores.json"
+    file.write_text('{"ppl": 12.0}')
+    arguments = f'--baseline {file} --candidate {file} --directions {{"ppl":"lower"}}'
+    code, document = ask(compare_main, arguments)
+    assert code == 2
+    assert "give --scales or --relative" in document["detail"]
+
+
 def test_a_directory_of_results_is_compared_in_length(ask: Ask) -> None:
     code, document = ask(verbosity_main, f"--baseline {RESULTS} --candidate {RESULTS}")
     assert code == 0
@@ -201,10 +366,10 @@ def test_runs_that_were_left_out_are_named(tmp_path: Path, ask: Ask) -> None:
     assert "--glob" in document["detail"]
 
 
-def test_an_endless_file_is_not_read_to_its_end(ask: Ask) -> None:
+def test_a_device_is_not_read(ask: Ask) -> None:
     code, document = ask(run_main, "--run /dev/zero")
     assert code == 2
-    assert "is larger than" in document["detail"]
+    assert "is not a regular file" in document["detail"]
 
 
 @pytest.mark.parametrize(
@@ -277,7 +442,7 @@ def test_comparison_options(
 def test_recipe_on_the_command_line_overrides_the_summary(ask: Ask) -> None:
     code, document = ask(ptq_main, f"--summary {DATA / 'checkpoint-good.json'} --recipe fp8")
     assert code == 1
-    assert document["failure_class"] == "MODEL_UNSUPPORTED"
+    assert document["failure_class"] == "QUANT_COVERAGE_FAILURE"
 
 
 @pytest.mark.parametrize(
@@ -301,6 +466,58 @@ def test_a_reader_that_left_costs_nothing_but_the_text(name: str, exit_code: int
     finally:
         os.close(writing)
     assert (done.returncode, done.stderr) == (exit_code, b"")
+
+
+@pytest.mark.parametrize("name", ["scores-at-threshold", "scores-below", "scores-list", "--help"])
+@pytest.mark.parametrize("output", [">/dev/full", ">&-"], ids=["full", "closed"])
+def test_a_verdict_that_cannot_be_written_is_no_answer(name: str, output: str) -> None:
+    code = "import sys; from conductor.gate_commands import compare_main; sys.exit(compare_main())"
+    files = ["--baseline", DATA / "scores-baseline.json", "--candidate", DATA / f"{name}.json"]
+    if name == "--help":
+        files = [name]
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {output}', "sh", sys.executable, "-c", code, *map(str, files)],
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        text=True,
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("the answer could not be written to standard output: ")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("kind", ["pipe", "socket", "circle", "long", "null"])
+def test_paths_that_are_no_regular_file(
+    command: str, kind: str, tmp_path: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Path("x" * 5000 if kind == "long" else "input.json")
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+    elif kind == "circle":
+        path.symlink_to(path)
+    elif kind == "null":
+        path = Path("in\0put.json")
+    main, arguments, _ = COMMANDS[command]
+    code, document = ask(main, arguments.format(path))
+    assert code == 2
+    assert document["failure_class"] == "USER_CONFIG_ERROR"
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "source", "results"])
+def test_directories_with_names_too_long(kind: str, tmp_path: Path, ask: Ask) -> None:
+    long = "x" * 5000
+    if kind == "results":
+        code, _ = ask(run_main, f"--results {long}")
+    else:
+        sides = {"checkpoint": RESULTS, "source": RESULTS, kind: long}
+        arguments = f"--checkpoint {sides['checkpoint']} --source {sides['source']} --recipe fp8"
+        code, _ = ask(ptq_main, arguments)
+    assert code == 2
 
 
 @pytest.mark.parametrize("main", [ptq_main, run_main, compare_main, verbosity_main])

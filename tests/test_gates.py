@@ -271,7 +271,7 @@ def test_checkpoint_reports_every_failed_check() -> None:
     verdict = evaluate_checkpoint(bad)
     failed = {subject for subject, check in verdict["checks"].items() if not check["passed"]}
     assert failed == {"size", "coverage", "FP8", "metadata"}
-    assert verdict["failure_class"] == "MODEL_UNSUPPORTED"
+    assert verdict["failure_class"] == "QUANT_COVERAGE_FAILURE"
     assert verdict["detail"].count("; ") >= 3
 
 
@@ -311,7 +311,10 @@ def test_checkpoint_says_what_the_layers_are_if_none_is_covered(
     counts: dict[str, int], words: str
 ) -> None:
     verdict = evaluate_checkpoint(checkpoint(**layers(INT8=0, **counts)))
-    assert verdict["failure_class"] == "MODEL_UNSUPPORTED"
+    nothing = not counts.keys() - {"BF16_or_excluded"}
+    assert verdict["failure_class"] == (
+        "MODEL_UNSUPPORTED" if nothing else "QUANT_COVERAGE_FAILURE"
+    )
     assert words in verdict["detail"]
     assert ("matched none" in verdict["detail"]) is ("matched none" in words)
 
@@ -957,6 +960,55 @@ def test_a_field_of_the_wrong_kind_is_never_good(
     verdict = evaluate(replaced(good, path, value))
     assert not verdict["pass"]
     VERDICT_SCHEMA.validate(json.loads(json.dumps(verdict.document(), allow_nan=False)))
+
+
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def cyclic() -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    value["self"] = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: nested(3000), lambda: nested(64), cyclic],
+    ids=["deep", "just-deeper", "cyclic"],
+)
+@pytest.mark.parametrize("sides", [1, 2])
+def test_conditions_nested_without_end_are_refused(make: Callable[[], object], sides: int) -> None:
+    other = make() if sides == 2 else 1
+    verdict = evaluate_conditions({"seed": 1, "x": other}, {"seed": 1, "x": make()})
+    assert verdict["failure_class"] == "USER_CONFIG_ERROR"
+    assert ".x: is nested more than 64 deep, or holds itself" in verdict["detail"]
+
+
+def test_conditions_nested_as_deep_as_allowed() -> None:
+    assert evaluate_conditions({"x": nested(63)}, {"x": nested(63)}).passed
+
+
+@pytest.mark.parametrize(
+    ("scale", "scores", "noted"),
+    [
+        (100.0, (0.7, 0.1), True),
+        (50.0, (1.0, 0.9), True),
+        (49.0, (0.7, 0.6), False),
+        (100.0, (1.1, 0.9), False),
+        (1.0, (0.7, 0.7), False),
+    ],
+    ids=["fractions", "at-both-limits", "smaller-scale", "one-above-1", "scale-1"],
+)
+def test_scores_that_may_be_fractions_of_a_large_scale_are_noted(
+    scale: float, scores: tuple[float, float], noted: bool
+) -> None:
+    verdict = evaluate_comparison({"t": scores[0]}, {"t": scores[1]}, scales={"t": scale})
+    assert verdict["decision"] == "ACCEPT" or not noted
+    assert any("are they fractions?" in note for note in verdict["notes"]) is noted
 
 
 ANY_VALUE = st.recursive(

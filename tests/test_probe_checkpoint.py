@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -336,7 +337,7 @@ def test_unknown_method_covers_nothing(tmp_path: Path) -> None:
     summary = probe(tmp_path, Export("int4_awq", 0, 0, tensors, {"quant_method": "awq"}))
     assert summary["layer_precision_counts"]["INT4"] == 0
     assert "quantization method 'awq'" in summary["metadata_diffs"][0]
-    assert evaluate_checkpoint(summary).failure_class is FailureClass.MODEL_UNSUPPORTED
+    assert evaluate_checkpoint(summary).failure_class is FailureClass.QUANT_COVERAGE_FAILURE
 
 
 def test_names_are_cut_at_twenty(tmp_path: Path) -> None:
@@ -500,7 +501,8 @@ IGNORES = [
 
 @pytest.mark.parametrize(("pattern", "module", "ignored"), IGNORES)
 def test_compressed_tensors_ignore(pattern: str, module: str, ignored: bool) -> None:
-    declared = compressed_tensors.read(ct_config(8, "int", None, pattern)).declared(module)
+    config = ct_config(8, "int", None, pattern)
+    declared = compressed_tensors.read(config, [f"{module}.weight"]).declared(module)
     assert declared == ("unquantized" if ignored else "INT8")
 
 
@@ -511,9 +513,20 @@ def test_compressed_tensors_groups_by_target() -> None:
         "weights": {"num_bits": 4, "type": "float", "group_size": 16},
     }
     config["config_groups"]["group_0"]["targets"] = ["re:.*self_attn.*"]
-    declared = compressed_tensors.read(config).declared
     modules = ("model.layers.0.self_attn.q_proj", "model.layers.0.mlp.up_proj", "other")
+    declared = compressed_tensors.read(config, [f"{name}.weight" for name in modules]).declared
     assert [declared(module) for module in modules] == ["FP8", "NVFP4", "unquantized"]
+
+
+def test_a_pattern_that_never_ends_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compressed_tensors, "PATTERNS_TIMEOUT_S", 0.5)
+    endless = "re:(.*.*.*.*.*.*.*.*.*.*)*x$"
+    config = ct_config(8, "float", None, "re:!.*", endless)
+    summary = probe(tmp_path, Export("fp8", 0, 0, CLEAN_FP8.tensors, config))
+    assert f"pattern {endless!r} cannot be matched" in summary["metadata_diffs"][0]
+    assert not evaluate_checkpoint(summary).passed
 
 
 KINDS = {
@@ -725,10 +738,24 @@ TOKENIZER = {
 TEMPLATE = "{{ messages }}\n"
 
 
+TOKENIZER_CONFIG = {
+    "chat_template": TEMPLATE,
+    "eos_token": {"content": "<end>", "special": True},
+    "bos_token": None,
+    "pad_token": "<pad>",
+}
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+
+
 def write_companions(directory: Path) -> None:
     (directory / "tokenizer.json").write_text(json.dumps(TOKENIZER))
     (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [0]}))
-    (directory / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+    (directory / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG))
+    (directory / "modeling.py").write_text("class Model: ...")
 
 
 def _config(**changes: Any) -> Callable[[Path], None]:
@@ -740,7 +767,7 @@ def _without_config(name: str) -> Callable[[Path], None]:
 
 
 def _move_template(directory: Path, text: str = TEMPLATE) -> None:
-    (directory / "tokenizer_config.json").write_text("{}")
+    _rewrite_json("tokenizer_config.json", lambda t: t.pop("chat_template"))(directory)
     (directory / "chat_template.jinja").write_text(text)
 
 
@@ -757,6 +784,9 @@ SAME: dict[str, Callable[[Path], object]] = {
     "rope-in-the-newer-spelling": _modern_rope,
     "default-filled-in": _config(head_dim=32, rms_norm_eps=1e-6, sliding_window=None),
     "template-in-its-own-file": _move_template,
+    "token-without-its-properties": _rewrite_json(
+        "tokenizer_config.json", lambda t: t.update(eos_token="<end>", bos_token="<start>")
+    ),
     "tokenizer-truncates": _rewrite_json(
         "tokenizer.json", lambda t: t.update(truncation={"max_length": 64})
     ),
@@ -782,8 +812,36 @@ CHANGED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "template-newline": (lambda d: _move_template(d, TEMPLATE + "\n"), "'default' differs"),
     "template-gone": (
-        lambda d: (d / "tokenizer_config.json").unlink(),
+        _rewrite_json("tokenizer_config.json", lambda t: t.pop("chat_template")),
         "'default' is absent in the candidate",
+    ),
+    "tokenizer-token-gone": (
+        _rewrite_json("tokenizer_config.json", lambda t: t.pop("eos_token")),
+        """tokenizer_config.json eos_token: "<end>" in the source, null in the candidate""",
+    ),
+    "tokenizer-token-changed": (
+        _rewrite_json("tokenizer_config.json", lambda t: t.update(pad_token="<other>")),
+        "tokenizer_config.json pad_token",
+    ),
+    "code-named": (
+        _config(auto_map={"AutoModel": "modeling_x.Model"}),
+        """config.json auto_map, which names code to load: null in the source, {"AutoModel": """,
+    ),
+    "tokenizer-code-named": (
+        _rewrite_json("tokenizer_config.json", lambda t: t.update(auto_map={"AutoTokenizer": "x"})),
+        "tokenizer_config.json auto_map",
+    ),
+    "code-added": (
+        lambda d: _write(d / "sub" / "modeling_x.py", "raise SystemExit"),
+        "code that the source does not have: sub/modeling_x.py",
+    ),
+    "code-changed": (
+        lambda d: _write(d / "modeling.py", "raise SystemExit"),
+        "code that differs from the source's: modeling.py",
+    ),
+    "pickled-in-a-subdirectory": (
+        lambda d: _write(d / "sub" / "x.pt", ""),
+        "1 pickled weights beside safetensors: sub/x.pt",
     ),
     "tokenizer-gone": (lambda d: (d / "tokenizer.json").unlink(), "tokenizer.json is absent"),
     "vocabulary-entry": (
@@ -821,6 +879,30 @@ def test_metadata_that_means_something_else(
 ) -> None:
     (diff,) = diffs_after(tmp_path, change)
     assert named in diff
+
+
+def test_tokenizer_configuration_that_is_gone(tmp_path: Path) -> None:
+    diffs = diffs_after(tmp_path, lambda d: (d / "tokenizer_config.json").unlink())
+    assert "tokenizer_config.json is absent in the candidate" in diffs
+
+
+def test_a_checkpoint_is_not_its_own_source(tmp_path: Path) -> None:
+    _, source = write_pair(tmp_path, CLEAN_FP8)
+    link = tmp_path / "link"
+    link.symlink_to(source)
+    with pytest.raises(ProbeError, match="is the source itself"):
+        probe_checkpoint(link, source, RECIPES["fp8"])
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, name: str) -> None:
+    candidate, source = write_pair(tmp_path, CLEAN_FP8)
+    write_companions(source)
+    write_companions(candidate)
+    (candidate / name).unlink()
+    os.mkfifo(candidate / name)
+    with pytest.raises(ProbeError, match="is not a regular file"):
+        probe_checkpoint(candidate, source, RECIPES["fp8"])
 
 
 ODD_VALUES: list[Any] = [None, True, 10**400, "text", [], [[]], [{}], {}, {"a": {"b": []}}]

@@ -12,6 +12,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -19,17 +20,20 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
+from filelock import FileLock
 
 from conductor.report import write_report
 from conductor.tracking import (
     LOG,
     PENDING,
     RESULT,
+    UNREADABLE_URI,
     Tracking,
     TrackingPlan,
     TrackingStatus,
     _redact,
     _settings,
+    _sole_use,
     log_release,
     main,
     plan_release,
@@ -158,15 +162,32 @@ class TestPlan:
         pytest.param("http://u:p@host:5000/x", "http://host:5000/x", id="user-and-password"),
         pytest.param("http://token@host", "http://host", id="token"),
         pytest.param("http://u:p@ss@host", "http://host", id="at-in-password"),
-        pytest.param("http://u:p/w?#@host", "http://host", id="slash-in-password"),
+        pytest.param("http://u:p/w?#@host", "http://***", id="slash-in-password"),
         pytest.param("postgresql+psycopg://u:p@h/db", "postgresql+psycopg://h/db", id="database"),
-        pytest.param("at http://a:b@c and http://d:e@f", "at http://c and http://f", id="text"),
+        pytest.param("us3r:s3cr3t@host", "host", id="no-scheme"),
+        pytest.param("us3r:s3cr3t", UNREADABLE_URI, id="no-scheme-and-no-host"),
+        pytest.param("us3r:s3cr3t@http://host", UNREADABLE_URI, id="before-the-scheme"),
+        pytest.param("//us3r:s3cr3t@host/", UNREADABLE_URI, id="only-slashes"),
+        pytest.param("http://us3r:s3cr3t @host/", "http://***", id="space"),
+        pytest.param("http://us3r:s3cr3t%40host/", "http://***", id="quoted-at"),
+        pytest.param("http://us3r:s3cr3t", "http://***", id="password-for-a-port"),
+        pytest.param("http:///us3r:s3cr3t@host", "http://***", id="empty-host"),
+        pytest.param("http://host:5000/?token=s3@cr3t", "http://***", id="at-in-query"),
+        pytest.param("http://host:5000/x?token=s3cr3t", "http://host:5000/x", id="query"),
+        pytest.param("http://host/#s3cr3t", "http://host/", id="fragment"),
+        pytest.param("http://u:p@[::1]:5000/", "http://[::1]:5000/", id="ipv6"),
+        pytest.param("postgresql:///db?password=s3cr3t", "postgresql:///db", id="database-query"),
+        pytest.param("sqlite:////a b/m.db?key=s3cr3t", "sqlite:////a b/m.db", id="path-query"),
+        pytest.param("/home/a@b/mlruns", "/home/a@b/mlruns", id="bare-path-kept"),
+        pytest.param("file:///home/a@b", "file:///home/a@b", id="file-kept"),
+        pytest.param("databricks", "databricks", id="word-kept"),
         pytest.param("sqlite:////home/a@b/m.db", "sqlite:////home/a@b/m.db", id="path-kept"),
         pytest.param("http://host:5000", "http://host:5000", id="nothing-to-drop"),
     ],
 )
-def test_credentials_are_dropped_from_urls(text: str, shown: str) -> None:
+def test_tracking_uri_is_shown_without_credentials(text: str, shown: str) -> None:
     assert without_credentials(text) == shown
+    assert _redact(f"no answer from {text}", text) == f"no answer from {shown}"
 
 
 @pytest.mark.parametrize("message", ["bad login bob:s3%40t", "password s3@t", "s3%40t refused"])
@@ -174,6 +195,57 @@ def test_credentials_are_dropped_from_messages(message: str) -> None:
     shown = _redact(message, "https://bob:s3%40t@mlflow.example")
     assert "s3" not in shown
     assert "***" in shown
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "us3r:s3cr3t@host",
+        "http://us3r:s3cr3t@host/",
+        "http://us3r:s3cr3t @host/",
+        "http://us3r:s3cr3t%20@host/",
+        "http://us3r:s3cr3t%40host/@host",
+        "http://host/?token=s3cr3t",
+        "http://host/?a=1&token=s3cr3t#x",
+    ],
+)
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Invalid URL {uri}: no host",
+        "Invalid URL {uri}/api/2.0/mlflow/experiments/get-by-name",
+        "url: /?token=s3cr3t/api/2.0 (Caused by nothing)",
+        "user us3r with s3cr3t refused",
+        "headers were {{'Authorization': 'Basic dXMzcjpzM2NyM3Q='}}",
+        "a proxy said us3r:s3cr3t@proxy:80",
+    ],
+)
+def test_odd_uri_leaves_no_credentials_in_messages(uri: str, message: str) -> None:
+    shown = _redact(message.format(uri=uri), uri)
+    # a name or a password that this URI does not hold is nothing to know from a plain sentence
+    secrets = [word for word in ("us3r", "s3cr3t") if word in uri or "refused" not in message]
+    assert not [word for word in (*secrets, "dXMzcjpzM2NyM3Q") if word in shown], shown
+
+
+@pytest.mark.parametrize(
+    "uri", ["https://us3r:s3cr3t@h", "us3r:s3cr3t@h", "https://us3r:s3cr3t @h"]
+)
+def test_basic_form_of_the_credentials_is_dropped_without_its_word(uri: str) -> None:
+    assert _redact("you sent dXMzcjpzM2NyM3Q= to me", uri) == "you sent ***= to me"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("at http://a:b@c and http://d:e@f", "at http://c and http://f"),
+        ("get http://c/x?sig=1 now", "get http://c/x?*** now"),
+        ("authorization: bearer abc.d-e", "authorization: bearer ***"),
+        ("Is it up? Ask at 10:30.", "Is it up? Ask at 10:30."),
+    ],
+    ids=["user-information", "query", "bearer", "sentence-kept"],
+)
+def test_credentials_of_other_urls_are_dropped_from_messages(text: str, shown: str) -> None:
+    assert _redact(text, "http://host:5000/?timeout=1") == shown
 
 
 @pytest.mark.parametrize("value", [None, ""])
@@ -309,6 +381,90 @@ def test_local_store_holds_the_release_once(
     assert changed.status is TrackingStatus.UNAVAILABLE
     assert "param" in changed.detail
     assert place.pending.exists()
+
+
+@pytest.mark.tools
+def test_two_releases_at_once_share_a_fresh_workspace(
+    tmp_path: Path, client_for: Callable[[str], MlflowClient]
+) -> None:
+    workspace = tmp_path / "workspace"
+    places = [Place(workspace, "accept", run_id=f"release-{number}") for number in (1, 2)]
+    with ThreadPoolExecutor() as pool:
+        trackings = list(pool.map(Place.log, places))
+    assert [(t.status, t.detail) for t in trackings] == [(TrackingStatus.LOGGED, "")] * 2
+    client = client_for(f"sqlite:///{workspace}/mlflow.db")
+    for place, tracking in zip(places, trackings, strict=True):
+        copies = tmp_path / place.document["run_id"]
+        copies.mkdir()
+        check_record(client, place, tracking, copies)
+
+
+@pytest.mark.tools
+def test_store_whose_making_was_killed_is_made_again(tmp_path: Path) -> None:
+    place = Place(tmp_path / "workspace", "accept")
+    unfinished = place.workspace / "mlflow.db.new"
+
+    def kill_at_first_table() -> None:
+        sender = psutil.Popen(
+            [sys.executable, "-m", "conductor.tracking", str(place.pending)],
+            cwd=Path(__file__).parents[1],
+            env=place.environ(),
+        )
+        try:
+            started = time.monotonic()
+            while not (unfinished.exists() and unfinished.stat().st_size):
+                assert time.monotonic() - started < 60
+                time.sleep(0.005)
+        finally:
+            sender.kill()
+            sender.wait()
+
+    plan = plan_release(place.document, workspace=place.workspace)
+    place.pending.write_text(json.dumps(asdict(plan)), encoding="utf-8")
+    kill_at_first_table()
+    unfinished.with_name("mlflow.db.new-journal").write_bytes(b"of the killed sender")
+    assert not (place.workspace / "mlflow.db").exists()
+    tracking = place.log()
+    assert tracking.status is TrackingStatus.LOGGED, tracking.detail
+    assert list(place.workspace.glob("mlflow.db.new*")) == []
+
+
+@pytest.mark.tools
+def test_store_that_another_process_holds_is_waited_for_within_the_limit(tmp_path: Path) -> None:
+    place = Place(tmp_path / "workspace", "accept")
+    with FileLock(place.workspace / "mlflow.db.lock"):
+        started = time.monotonic()
+        held = log_release(
+            place.document,
+            place.run_dir,
+            workspace=place.workspace,
+            environ=place.environ(),
+            limit_s=3,
+        )
+    assert time.monotonic() - started < 15
+    assert held.status is TrackingStatus.UNAVAILABLE
+    assert "not done within 3 s" in held.detail
+    assert not (place.workspace / "mlflow.db").exists()
+    assert place.log().status is TrackingStatus.LOGGED
+
+
+def test_store_that_stays_held_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("conductor.tracking.LOCK_WAIT_S", 0.1)
+    with (
+        FileLock(tmp_path / "m.db.lock"),
+        pytest.raises(TimeoutError, match=r"another process has held .*m\.db\.lock for 0\.1 s"),
+        _sole_use(f"sqlite:///{tmp_path}/m.db", tmp_path),
+    ):
+        pytest.fail("the store was given out twice")
+
+
+@pytest.mark.parametrize("uri", ["http://host", "sqlite://", "sqlite:///:memory:", "mlruns"])
+def test_store_without_a_database_file_takes_no_lock(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with _sole_use(uri, tmp_path):
+        assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.tools

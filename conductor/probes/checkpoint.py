@@ -74,14 +74,16 @@ def probe_checkpoint(checkpoint: Path, source: Path, recipe: Recipe) -> dict[str
 
     Raises:
         ProbeError: a directory has no readable weights or configuration, or the source's weights
-            are packed in a way that hides their shapes.
+            are packed in a way that hides their shapes, or both are the same directory.
     """
     source_config, source_weights = _read(source)
     config, weights = _read(checkpoint)
+    if checkpoint.samefile(source):
+        raise ProbeError(checkpoint, "is the source itself", "give the quantized checkpoint")
     _refuse_packed(source, source_weights)
     matrices = list(linears(source_weights.tensors, source_config))
     tied = source_config.get("tie_word_embeddings") is True
-    candidate = _Candidate(weights, find_format(checkpoint, config))
+    candidate = _Candidate(weights, find_format(checkpoint, config, weights.tensors))
     counts, names = _census(matrices, candidate, recipe, tied)
     lost = [*names.pop("lost"), *_lost_others(source_weights.tensors, matrices, weights.tensors)]
     pickled = pickled_files(checkpoint)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from conductor.probes.reading import ProbeError, parse_object, read_object
+from conductor.probes.reading import ProbeError, open_regular, parse_object, read_object
 
 NULL_ANSWER = "<|day0:no-answer|>"
 """What the evaluation sets ``LMEVAL_MODEL_NONE_ANSWER_PLACEHOLDER`` to, so that an answer the
@@ -250,7 +250,7 @@ def _count_scored(
 
 def _rows(log: Path) -> Iterator[dict[str, Any]]:
     """Yield the samples of a log, one JSON object in a line."""
-    with log.open("rb") as stream:
+    with open_regular(log, _REMEDY) as stream:
         for number, line in enumerate(stream, start=1):
             if line.strip():
                 yield parse_object(line, Path(f"{log}:{number}"), _REMEDY)

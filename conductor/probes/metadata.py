@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from conductor.probes.reading import read_object, read_text
+from conductor.probes.reading import read_bytes, read_object, read_text
 
 _ARCHITECTURE_FIELDS = (
     ("architectures",),
@@ -36,6 +36,8 @@ _ARCHITECTURE_FIELDS = (
 
 _TOKEN_FIELDS = ("eos_token_id", "bos_token_id", "pad_token_id")
 
+_SPECIAL_TOKENS = ("eos_token", "bos_token", "pad_token")
+
 _LIBRARY_DEFAULTS: Mapping[str, Any] = {"tie_word_embeddings": True}
 """Values that an exporter may leave out because loaders assume them."""
 
@@ -55,7 +57,9 @@ def metadata_diffs(
         *_config_diffs(source_config, config, ""),
         *_stop_token_diffs(source, candidate, source_config, config),
         *_tokenizer_diffs(source, candidate),
+        *_special_token_diffs(source, candidate),
         *_template_diffs(source, candidate),
+        *_code_diffs(source, candidate),
     ]
 
 
@@ -150,7 +154,7 @@ def _tokenizer_diffs(source: Path, candidate: Path) -> Iterator[str]:
         if not after.exists():
             if name == "tokenizer.json" or not (candidate / "tokenizer.json").exists():
                 yield f"{name} is absent in the candidate"
-        elif before.read_bytes() != after.read_bytes():
+        elif read_bytes(before, _REMEDY) != read_bytes(after, _REMEDY):
             if name == "tokenizer.model":
                 yield f"{name} differs"
             else:
@@ -187,6 +191,41 @@ def _encoding(tokenizer: Mapping[str, Any]) -> dict[str, Any]:
             for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder")
         },
     }
+
+
+def _special_token_diffs(source: Path, candidate: Path) -> Iterator[str]:
+    """Compare the special tokens that the source's tokenizer configuration states."""
+    name = "tokenizer_config.json"
+    before = _optional_object(source / name)
+    if before and not (candidate / name).exists():
+        yield f"{name} is absent in the candidate"
+        return
+    after = _optional_object(candidate / name)
+    for field in _SPECIAL_TOKENS:
+        stated, kept = _token_text(before.get(field)), _token_text(after.get(field))
+        if stated is not None and stated != kept:
+            yield _differs(f"{name} {field}", stated, kept)
+
+
+def _token_text(value: Any) -> Any:
+    """Return a token's text, which may stand in an object with its other properties."""
+    return value.get("content") if isinstance(value, Mapping) else value
+
+
+def _code_diffs(source: Path, candidate: Path) -> Iterator[str]:
+    """Name code of the candidate that the source has not; it is read, and never loaded."""
+    for name in ("config.json", "tokenizer_config.json"):
+        before, after = (
+            _optional_object(directory / name).get("auto_map") for directory in (source, candidate)
+        )
+        if after not in (None, before):
+            yield _differs(f"{name} auto_map, which names code to load", before, after)
+    for path in sorted(candidate.rglob("*.py")):
+        original = source / path.relative_to(candidate)
+        if not original.is_file():
+            yield f"code that the source does not have: {path.relative_to(candidate)}"
+        elif read_bytes(original, _REMEDY) != read_bytes(path, _REMEDY):
+            yield f"code that differs from the source's: {path.relative_to(candidate)}"
 
 
 def _template_diffs(source: Path, candidate: Path) -> Iterator[str]:

@@ -7,8 +7,10 @@ path, the problem and the remedy.
 from __future__ import annotations
 
 import json
+import os
+import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 LARGEST_JSON_BYTES = 1 << 30
 """Largest JSON document read whole; the largest tokenizers and indexes are below 100 MB."""
@@ -25,6 +27,45 @@ class ProbeError(Exception):
         self.remedy = remedy
 
 
+def open_regular(path: Path, remedy: str) -> BinaryIO:
+    """Open a regular file for reading; a pipe, socket or device could keep its reader for ever.
+
+    Raises:
+        ProbeError: it is absent, cannot be opened, or is no regular file.
+    """
+    try:
+        # Without O_NONBLOCK, opening a pipe waits for its writer.
+        stream = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    except FileNotFoundError:
+        raise ProbeError(path, "does not exist", remedy) from None
+    except IsADirectoryError:
+        raise ProbeError(path, "is a directory, not a regular file", remedy) from None
+    except OSError as error:
+        raise ProbeError(path, f"cannot be read ({error.strerror or error})", remedy) from None
+    except ValueError as error:
+        raise ProbeError(path, f"is no name of a file ({error})", remedy) from None
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise ProbeError(path, "is not a regular file", remedy)
+    return stream
+
+
+def read_bytes(path: Path, remedy: str, *, largest: int = LARGEST_JSON_BYTES) -> bytes:
+    """Return the bytes of a regular file.
+
+    Raises:
+        ProbeError: it is absent, cannot be read, or has more than ``largest`` bytes.
+    """
+    with open_regular(path, remedy) as stream:
+        try:
+            content = stream.read(largest + 1)
+        except OSError as error:
+            raise ProbeError(path, f"cannot be read ({error.strerror})", remedy) from None
+    if len(content) > largest:
+        raise ProbeError(path, f"is larger than {largest} bytes", remedy)
+    return content
+
+
 def read_text(path: Path, remedy: str) -> str:
     """Return the text of a UTF-8 file.
 
@@ -32,13 +73,7 @@ def read_text(path: Path, remedy: str) -> str:
         ProbeError: it is absent, too large to be what it should be, or not UTF-8.
     """
     try:
-        if path.stat().st_size > LARGEST_JSON_BYTES:
-            raise ProbeError(path, f"larger than {LARGEST_JSON_BYTES} bytes", remedy)
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ProbeError(path, "does not exist", remedy) from None
-    except OSError as error:
-        raise ProbeError(path, f"cannot be read ({error.strerror})", remedy) from None
+        return read_bytes(path, remedy).decode("utf-8")
     except UnicodeDecodeError:
         raise ProbeError(path, "is not UTF-8 text", remedy) from None
 

@@ -9,11 +9,12 @@ that an index names.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from conductor.probes.reading import ProbeError, parse_object, read_object
+from conductor.probes.reading import ProbeError, open_regular, parse_object, read_object
 
 LARGEST_HEADER_BYTES = 100_000_000
 """The limit that the safetensors library itself sets."""
@@ -77,9 +78,9 @@ def read_header(path: Path) -> dict[str, Tensor]:
     Raises:
         ProbeError: the file cannot be read, is truncated, or its header contradicts itself.
     """
-    try:
-        file_bytes = path.stat().st_size
-        with path.open("rb") as stream:
+    with open_regular(path, _COPY_AGAIN) as stream:
+        try:
+            file_bytes = os.fstat(stream.fileno()).st_size
             prefix = stream.read(8)
             header_bytes = int.from_bytes(prefix, "little")
             if len(prefix) < 8 or header_bytes > min(file_bytes - 8, LARGEST_HEADER_BYTES):
@@ -89,8 +90,8 @@ def read_header(path: Path) -> dict[str, Tensor]:
                     _COPY_AGAIN,
                 )
             header = stream.read(header_bytes)
-    except OSError as error:
-        raise ProbeError(path, f"cannot be read ({error.strerror})", _COPY_AGAIN) from None
+        except OSError as error:
+            raise ProbeError(path, f"cannot be read ({error.strerror})", _COPY_AGAIN) from None
     entries = parse_object(header, path, _COPY_AGAIN)
     entries.pop("__metadata__", None)
     return _tensors(entries, path, file_bytes - 8 - header_bytes)
@@ -200,8 +201,12 @@ def _not_empty(weights: Weights, path: Path) -> Weights:
 
 
 def pickled_files(directory: Path) -> list[str]:
-    """Return the names of pickled files at the top of a directory; they are never opened."""
-    return sorted(path.name for path in directory.iterdir() if path.suffix in _PICKLED_SUFFIXES)
+    """Return the paths of pickled files within a directory; they are never opened."""
+    return sorted(
+        str(path.relative_to(directory))
+        for path in directory.rglob("*")
+        if path.suffix in _PICKLED_SUFFIXES and not path.is_dir()
+    )
 
 
 def _no_weights(directory: Path) -> ProbeError:

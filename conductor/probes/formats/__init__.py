@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ MODELOPT_FILE = "hf_quant_config.json"
 _ALL_LAYOUTS = (*compressed_tensors.LAYOUTS, *modelopt.LAYOUTS)
 
 
-def find_format(directory: Path, config: Mapping[str, Any]) -> Format:
+def find_format(directory: Path, config: Mapping[str, Any], tensors: Collection[str]) -> Format:
     """Return the format of a checkpoint from its configuration.
 
+    ``tensors`` are the names of its tensors, which its patterns are matched against.
     A checkpoint that declares nothing is unquantized by its own account, whatever its tensors
     are. A method that is not known declares itself, so that no layer of it can be as declared.
 
@@ -35,7 +36,7 @@ def find_format(directory: Path, config: Mapping[str, Any]) -> Format:
     if method == modelopt.METHOD:
         return modelopt.read(stated, None)
     if method == compressed_tensors.METHOD:
-        return compressed_tensors.read(stated)
+        return compressed_tensors.read(stated, tensors)
     return Format(
         name=f"unknown ({method})",
         layouts=_ALL_LAYOUTS,

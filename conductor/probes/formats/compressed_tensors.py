@@ -1,9 +1,15 @@
-"""compressed-tensors exports: ``quantization_config`` with groups of targets and an ignore list."""
+"""compressed-tensors exports: ``quantization_config`` with groups of targets and an ignore list.
+
+Its patterns are regular expressions that somebody else wrote, and matching one can take for ever.
+So they are matched in a process of their own that is given a time.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from conductor.probes.formats.layout import UNQUANTIZED, Format, Layout
@@ -37,17 +43,39 @@ LAYOUTS = (
     Layout(precision="INT8", dtype="I8"),
 )
 
+_SHOWN_CHARACTERS = 80
+
 _FOUR_BIT_FLOATS = {"16": "NVFP4", "32": "MXFP4"}
 """Four-bit floating point formats by their group size."""
 
 
-def read(config: Mapping[str, Any]) -> Format:
-    """Return the format that a ``quantization_config`` declares."""
+PATTERNS_TIMEOUT_S = 20.0
+"""Time for matching all patterns; a hundred thousand modules take under a second per pattern."""
+
+_MATCH_PATTERNS = """
+import json, re, sys
+patterns, modules = json.load(sys.stdin)
+for pattern in patterns:
+    try:
+        matches = re.compile(pattern).match
+    except (re.error, OverflowError, RecursionError):
+        matches = lambda module: None
+    print(json.dumps([module for module in modules if matches(module)]), flush=True)
+"""
+"""A pattern that is no regular expression names nothing, as it would in the loader."""
+
+
+def read(config: Mapping[str, Any], tensors: Collection[str]) -> Format:
+    """Return the format that a ``quantization_config`` declares for the modules of ``tensors``."""
+    groups = _groups(config)
+    lists = [config.get("ignore"), *(group.get("targets") for group in groups)]
+    patterns = sorted({text for texts in lists for text in _texts(texts) if _is_pattern(text)})
+    named, problem = _match(patterns, tensors)
+    ignored, *targets = (_matcher(texts, named) for texts in lists)
     schemes = [
-        (_matcher(group.get("targets")), _precision(group.get("weights")))
-        for group in _groups(config)
+        (target, _precision(group.get("weights")))
+        for target, group in zip(targets, groups, strict=True)
     ]
-    ignored = _matcher(config.get("ignore"))
 
     def declared(module: str) -> str:
         if ignored(module):
@@ -55,7 +83,10 @@ def read(config: Mapping[str, Any]) -> Format:
         return next((precision for matches, precision in schemes if matches(module)), UNQUANTIZED)
 
     return Format(
-        name=f"compressed-tensors {config.get('format')}", layouts=LAYOUTS, declared=declared
+        name=f"compressed-tensors {config.get('format')}",
+        layouts=LAYOUTS,
+        declared=declared,
+        problems=(problem,) if problem else (),
     )
 
 
@@ -80,33 +111,58 @@ def _precision(weights: Any) -> str:
     return f"{'FP' if kind == 'float' else 'INT'}{bits}"
 
 
-def _matcher(patterns: Any) -> Callable[[str], bool]:
-    """Return whether a linear module is named: exactly, by its class, or by a ``re:`` pattern.
+def _texts(value: Any) -> list[str]:
+    return [entry for entry in value if isinstance(entry, str)] if isinstance(value, list) else []
 
-    A pattern that is no regular expression names nothing, as it would in the loader.
+
+def _is_pattern(text: str) -> bool:
+    return text.startswith("re:")
+
+
+def _match(
+    patterns: list[str], tensors: Collection[str]
+) -> tuple[Mapping[str, Collection[str]], str]:
+    """Return the modules that each pattern names, and the problem where one cannot be told.
+
+    Fused experts are tensors that are modules as well, so both kinds of name are tried.
     """
-    texts: Iterable[str] = (
-        [entry for entry in patterns if isinstance(entry, str)]
-        if isinstance(patterns, list)
-        else []
+    if not patterns:
+        return {}, ""
+    modules = sorted({*tensors, *(name.rpartition(".")[0] for name in tensors)})
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _MATCH_PATTERNS],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        encoding="utf-8",
     )
-    exact = {text for text in texts if not text.startswith("re:")}
-    expressions = [text.removeprefix("re:") for text in texts if text.startswith("re:")]
-    compiled = [re.compile(expression) for expression in expressions if _is_pattern(expression)]
+    with process:
+        question = json.dumps([[text.removeprefix("re:") for text in patterns], modules])
+        try:
+            answer, _ = process.communicate(question, timeout=PATTERNS_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            answer, _ = process.communicate()
+    named = {
+        pattern: set(json.loads(line))
+        for pattern, line in zip(patterns, answer.splitlines(), strict=False)
+    }
+    if len(named) == len(patterns):
+        return named, ""
+    pattern = patterns[len(named)]
+    shown = pattern if len(pattern) <= _SHOWN_CHARACTERS else f"{pattern[:_SHOWN_CHARACTERS]}…"
+    return named, (
+        f"config.json quantization_config: pattern {shown!r} cannot be matched "
+        f"within {PATTERNS_TIMEOUT_S:g} s"
+    )
+
+
+def _matcher(texts: Any, named: Mapping[str, Collection[str]]) -> Callable[[str], bool]:
+    """Return whether a linear module is named: exactly, by its class, or by a ``re:`` pattern."""
+    exact = {text for text in _texts(texts) if not _is_pattern(text)}
+    matched = {module for text in _texts(texts) for module in named.get(text, ())}
 
     def matches(module: str) -> bool:
-        return (
-            LINEAR_CLASS in exact
-            or module in exact
-            or any(expression.match(module) for expression in compiled)
-        )
+        return LINEAR_CLASS in exact or module in exact or module in matched
 
     return matches
-
-
-def _is_pattern(expression: str) -> bool:
-    try:
-        re.compile(expression)
-    except (re.error, OverflowError, RecursionError):
-        return False
-    return True
