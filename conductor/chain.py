@@ -29,7 +29,6 @@ class State(StrEnum):
     RUNNING = "running"
     DONE = "done"
     FAILED = "failed"
-    SKIPPED = "skipped"
 
 
 STAGES: tuple[Stage, ...] = tuple(Stage)
@@ -46,7 +45,7 @@ def next_stage(states: Mapping[Stage, State]) -> Stage | None:
         match states.get(stage, State.PENDING):
             case State.PENDING | State.RUNNING:
                 return stage
-            case State.FAILED | State.SKIPPED:
+            case State.FAILED:
                 return Stage.CLOSEOUT
             case State.DONE:
                 continue

@@ -146,8 +146,8 @@ def ptq(
 
     Example: `day0 ptq demo --recipe int8 --output ./demo-int8`
     """
+    from conductor.release_state import World
     from conductor.single_stage import quantize_only
-    from conductor.stages import World
 
     options = {
         "model": model,
@@ -181,7 +181,7 @@ def serve(
     Example: `day0 serve ./demo-int8/checkpoint --source demo --suite demo --output ./check`
     """
     from conductor import single_stage
-    from conductor.stages import World
+    from conductor.release_state import World
 
     options = {
         "model": model,
@@ -214,8 +214,8 @@ def evaluate(
 
     Example: `day0 evaluate demo --suite demo --output ./demo-baseline`
     """
+    from conductor.release_state import World
     from conductor.single_stage import evaluate_only
-    from conductor.stages import World
 
     options = {
         "model": model,
@@ -242,7 +242,7 @@ def _load(
 def _run_release(config: Config, display: LiveDisplay | PlainDisplay) -> dict[str, Any]:
     from conductor.journal import name_run
     from conductor.release import Conductor
-    from conductor.stages import World
+    from conductor.release_state import World
 
     run_id = name_run(config.model, config.recipe, datetime.now(UTC), secrets.token_hex(2))
     conductor = Conductor(

@@ -17,8 +17,10 @@ from conductor.compatibility import Engine
 from conductor.executors.local import Progress
 from conductor.files import write_json
 from conductor.journal import Journal, timestamp
+from conductor.preconditions import environments_needed
+from conductor.release_state import Plan, Release
 from conductor.report import write_report
-from conductor.stages import STAGE_GATES, Plan, Release, environments_needed
+from conductor.stages import STAGE_GATES
 from conductor.tracking import Tracking, TrackingStatus, log_release
 from gates import FailureClass
 from gates.criteria import SCORE_THRESHOLD

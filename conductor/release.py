@@ -22,7 +22,8 @@ from conductor.config import Config
 from conductor.failure import Failure
 from conductor.files import write_json, write_text
 from conductor.journal import Clock, Journal
-from conductor.stages import STAGE_FUNCTIONS, Release, StageFunction, World
+from conductor.release_state import Release, World
+from conductor.stages import STAGE_FUNCTIONS, StageFunction
 from gates import TRIAGE, FailureClass, Triage, Verdict
 
 

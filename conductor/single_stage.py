@@ -16,22 +16,19 @@ from conductor import quantizers
 from conductor.compatibility import Device, Engine, Quantizer, check_loadable, rows_for
 from conductor.config import Config
 from conductor.engines import Sides
+from conductor.engines.opening import longest_request, open_session
 from conductor.engines.vllm import VllmSession
 from conductor.executors.local import Progress
 from conductor.failure import Failure
 from conductor.files import write_json
 from conductor.models import Model, resolve_model
+from conductor.preconditions import check_environment, check_port, check_source
+from conductor.release_state import World
 from conductor.stages import (
-    World,
     calibration_of,
-    check_environment,
-    check_port,
-    check_source,
     evaluate,
     harness_settings,
     judge_checkpoint,
-    longest_request,
-    open_session,
     quantize,
     read_checkpoint,
 )

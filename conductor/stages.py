@@ -7,9 +7,7 @@ or an unusable request is a :class:`Failure`. No threshold lives here.
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,12 +15,10 @@ from typing import Any
 import gates
 from conductor import compatibility, quantizers
 from conductor.chain import Stage
-from conductor.compatibility import Device, Engine, Quantizer, Row
+from conductor.compatibility import Quantizer
 from conductor.config import Config
 from conductor.engines import EngineSession, Sides
-from conductor.engines.transformers import TransformersSession
-from conductor.engines.vllm import LOOPBACK, ServerSettings, VllmSession, port_is_free
-from conductor.environments.builder import Environments, Status
+from conductor.engines.opening import longest_request, open_session
 from conductor.executors.environ import worker_environ
 from conductor.executors.local import Progress, Worker, run_worker
 from conductor.failure import Failure
@@ -34,18 +30,21 @@ from conductor.harnesses.lm_eval import (
     evaluation_request,
     metric_choices,
 )
-from conductor.journal import Journal
 from conductor.models import DEMO, Model, check_disk, resolve_model
+from conductor.preconditions import (
+    check_environment,
+    check_parallel,
+    check_port,
+    check_source,
+    environments_needed,
+)
 from conductor.probes.checkpoint import ProbeError, probe_checkpoint
 from conductor.probes.lm_eval import EvaluationResults, probe_results
-from conductor.probes.machine import Machine, probe_machine
+from conductor.release_state import Evaluation, Plan, Release, World
 from conductor.suites import Suite, load_suite
 from gates import FailureClass, Recipe, Verdict
 
 DEMO_CALIBRATION = Path(__file__).parent / "demo" / "calibration.jsonl"
-# Two CPU servers at a time need this much memory beyond the weights: each holds its engine
-# (2.4 GB measured), its cache, and the machine must stay usable.
-ROOM_FOR_TWO_SERVERS_BYTES = 10 * 2**30
 # A release keeps the candidate (smaller than the source), samples, logs and tracking beside it.
 DISK_RESERVE_BYTES = 200 * 2**20
 
@@ -58,82 +57,6 @@ STAGE_GATES: Mapping[Stage, tuple[str, ...]] = {
     Stage.CANDIDATE_EVAL: ("candidate_run",),
     Stage.COMPARE: ("conditions", "external", "compare", "verbosity"),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class World:
-    """What a release finds on this machine: environments to run in, variables, hardware."""
-
-    environments: Environments
-    environ: Mapping[str, str]
-    machine: Machine
-
-    @classmethod
-    def find(cls, environ: Mapping[str, str]) -> World:
-        """Look at this machine, with the process variables ``environ``."""
-        machine = probe_machine()
-        return cls(
-            environments=Environments(device=machine.device, variables=environ),
-            environ=environ,
-            machine=machine,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What setup resolved the request to; every later stage works from this."""
-
-    model: Model
-    recipe: Recipe
-    suite: Suite
-    row: Row
-    quantize_request: Mapping[str, Any]
-
-    def document(self) -> dict[str, Any]:
-        """The plan as a JSON mapping."""
-        return {
-            "model": {**asdict(self.model), "path": str(self.model.path)},
-            "recipe": asdict(self.recipe),
-            "suite": {"name": self.suite.name, "path": str(self.suite.path)},
-            "combination": asdict(self.row),
-            "quantize": dict(self.quantize_request),
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """One side's evaluation: under which conditions, what came out, and the run summary."""
-
-    conditions: Mapping[str, Any]
-    results: EvaluationResults
-    summary: Mapping[str, Any]
-
-
-@dataclass(kw_only=True)
-class Release:
-    """One release in progress: what was asked for, what setup planned, what stages left."""
-
-    config: Config
-    journal: Journal
-    world: World
-    resolved: Plan | None = None
-    session: EngineSession | None = None
-    verdicts: dict[str, Verdict] = field(default_factory=dict)
-    failures: list[tuple[Stage, Failure]] = field(default_factory=list)
-    calibration: Mapping[str, Any] | None = None
-    checkpoint_summary: Mapping[str, Any] | None = None
-    evaluations: dict[str, Evaluation] = field(default_factory=dict)
-
-    @property
-    def plan(self) -> Plan:
-        """The plan; only stages after setup may ask for it."""
-        assert self.resolved is not None, "setup has not run"
-        return self.resolved
-
-    @property
-    def checkpoint(self) -> Path:
-        """Where the candidate is written."""
-        return self.journal.run_dir / "checkpoint"
 
 
 def run_setup(release: Release, progress: Progress) -> dict[str, Verdict]:
@@ -164,13 +87,6 @@ def run_setup(release: Release, progress: Progress) -> dict[str, Verdict]:
     return {}
 
 
-def environments_needed(row: Row) -> list[str]:
-    """Name the worker environments that a release with this row uses."""
-    if row.engine is Engine.TRANSFORMERS:
-        return ["quantize", "reference"]
-    return ["quantize", f"serve-{row.device}", "evaluate"]
-
-
 def calibration_of(config: Config) -> dict[str, Any]:
     """Return the calibration that was asked for; the demo model brings its own text."""
     calibration = config.calibration
@@ -185,50 +101,6 @@ def calibration_of(config: Config) -> dict[str, Any]:
         "max_length": calibration.max_length,
         "seed": config.seed,
     }
-
-
-def check_port(config: Config) -> None:
-    """Refuse a fixed port that somebody uses."""
-    port = config.engine.port
-    if port is not None and not port_is_free(port):
-        raise Failure(
-            FailureClass.SYSTEMIC,
-            f"engine.port {port} is in use on {LOOPBACK}; stop what listens there, or leave "
-            "engine.port out and a free port is taken",
-        )
-
-
-def check_parallel(config: Config, machine: Machine) -> None:
-    """Refuse to spread a model over more accelerators than there are."""
-    wanted, there = config.engine.tensor_parallel_size, max(1, len(machine.accelerators))
-    if wanted > there:
-        raise Failure(
-            FailureClass.USER_CONFIG_ERROR,
-            f"engine.tensor_parallel_size is {wanted} and this machine has {there} device(s); "
-            "lower it or use a larger machine",
-        )
-
-
-def check_source(model: Model) -> None:
-    """Refuse a source whose weights are packed already: no quantizer unpacks them."""
-    if model.quantized is not None and model.quantized[0] in ("modelopt", "compressed-tensors"):
-        method, bucket = model.quantized
-        raise Failure(
-            FailureClass.USER_CONFIG_ERROR,
-            f"model {model.path} is quantized already ({method}, {bucket}); give the checkpoint it "
-            "was made from",
-        )
-
-
-def check_environment(environments: Environments, name: str) -> None:
-    """Refuse to start without an environment that will be needed."""
-    status = environments.status(name)
-    if status is not Status.READY:
-        raise Failure(
-            FailureClass.SYSTEMIC,
-            f"the {name!r} environment under {environments.root} is {status}; build it with "
-            f"`{sys.executable} -m conductor.environments build {name}`",
-        )
 
 
 def run_ptq(release: Release, progress: Progress) -> dict[str, Verdict]:
@@ -305,58 +177,6 @@ def _session(release: Release) -> EngineSession:
             release.world,
         )
     return release.session
-
-
-def longest_request(suite: Suite, model: Model) -> int | None:
-    """Return the suite's longest request in tokens, less where the model cannot take it.
-
-    A server wants room for one token more than the harness counts.
-    """
-    lengths = [suite.max_length, model.max_positions and model.max_positions - 1]
-    return min((length for length in lengths if length), default=None)
-
-
-def open_session(
-    engine: Engine, sides: Sides, config: Config, max_length: int | None, world: World
-) -> EngineSession:
-    """Open an engine for both checkpoints, under one set of settings; nothing is started yet.
-
-    ``max_length`` is the longest prompt plus completion in tokens that will be asked for.
-    """
-    device = world.machine.device
-    environ = worker_environ(world.environ, offline=True)
-    if engine is Engine.TRANSFORMERS:
-        return TransformersSession(
-            sides,
-            interpreter=world.environments.interpreter("reference"),
-            device=device,
-            dtype=config.engine.dtype,
-            environ=environ,
-        )
-    return VllmSession(
-        sides,
-        interpreter=world.environments.interpreter(f"serve-{device}"),
-        settings=ServerSettings(
-            device=device,
-            dtype=config.engine.dtype,
-            max_model_len=config.engine.max_model_len or (max_length and max_length + 1),
-            tensor_parallel_size=config.engine.tensor_parallel_size,
-            seed=config.seed,
-            cpu_kv_cache_gib=config.engine.cpu_kv_cache_gib,
-            extra_arguments=config.engine.arguments,
-        ),
-        environ=environ,
-        health_timeout_s=config.engine.health_timeout_s,
-        port=config.engine.port,
-        capacity=_server_capacity(sides, world.machine),
-    )
-
-
-def _server_capacity(sides: Sides, machine: Machine) -> int:
-    """Return how many servers fit: one on an accelerator, which a server fills."""
-    weights = sum(file.stat().st_size for file in sides.source.glob("*.safetensors"))
-    spare = machine.memory_available_bytes - 2 * weights
-    return 2 if machine.device is Device.CPU and spare > ROOM_FOR_TWO_SERVERS_BYTES else 1
 
 
 def run_baseline_eval(release: Release, progress: Progress) -> dict[str, Verdict]:

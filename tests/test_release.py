@@ -19,7 +19,8 @@ from conductor.models import resolve_model
 from conductor.probes.lm_eval import EvaluationResults, TaskResult
 from conductor.probes.machine import probe_machine
 from conductor.release import Conductor
-from conductor.stages import STAGE_FUNCTIONS, Evaluation, Plan, Release, World
+from conductor.release_state import Evaluation, Plan, Release, World
+from conductor.stages import STAGE_FUNCTIONS
 from conductor.suites import Suite, load_suite
 from conductor.tracking import Tracking, TrackingStatus
 from gates import RECIPES, Check, FailureClass, Verdict

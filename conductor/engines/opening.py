@@ -1,0 +1,70 @@
+"""Open the engine that a release needs, for both checkpoints, under one set of settings."""
+
+from __future__ import annotations
+
+from conductor.compatibility import Device, Engine
+from conductor.config import Config
+from conductor.engines import EngineSession, Sides
+from conductor.engines.transformers import TransformersSession
+from conductor.engines.vllm import ServerSettings, VllmSession
+from conductor.executors.environ import worker_environ
+from conductor.models import Model
+from conductor.probes.machine import Machine
+from conductor.release_state import World
+from conductor.suites import Suite
+
+# Two CPU servers at a time need this much memory beyond the weights: each holds its engine
+# (2.4 GB measured), its cache, and the machine must stay usable.
+ROOM_FOR_TWO_SERVERS_BYTES = 10 * 2**30
+
+
+def longest_request(suite: Suite, model: Model) -> int | None:
+    """Return the suite's longest request in tokens, less where the model cannot take it.
+
+    A server wants room for one token more than the harness counts.
+    """
+    lengths = [suite.max_length, model.max_positions and model.max_positions - 1]
+    return min((length for length in lengths if length), default=None)
+
+
+def open_session(
+    engine: Engine, sides: Sides, config: Config, max_length: int | None, world: World
+) -> EngineSession:
+    """Open an engine for both checkpoints, under one set of settings; nothing is started yet.
+
+    ``max_length`` is the longest prompt plus completion in tokens that will be asked for.
+    """
+    device = world.machine.device
+    environ = worker_environ(world.environ, offline=True)
+    if engine is Engine.TRANSFORMERS:
+        return TransformersSession(
+            sides,
+            interpreter=world.environments.interpreter("reference"),
+            device=device,
+            dtype=config.engine.dtype,
+            environ=environ,
+        )
+    return VllmSession(
+        sides,
+        interpreter=world.environments.interpreter(f"serve-{device}"),
+        settings=ServerSettings(
+            device=device,
+            dtype=config.engine.dtype,
+            max_model_len=config.engine.max_model_len or (max_length and max_length + 1),
+            tensor_parallel_size=config.engine.tensor_parallel_size,
+            seed=config.seed,
+            cpu_kv_cache_gib=config.engine.cpu_kv_cache_gib,
+            extra_arguments=config.engine.arguments,
+        ),
+        environ=environ,
+        health_timeout_s=config.engine.health_timeout_s,
+        port=config.engine.port,
+        capacity=_server_capacity(sides, world.machine),
+    )
+
+
+def _server_capacity(sides: Sides, machine: Machine) -> int:
+    """Return how many servers fit: one on an accelerator, which a server fills."""
+    weights = sum(file.stat().st_size for file in sides.source.glob("*.safetensors"))
+    spare = machine.memory_available_bytes - 2 * weights
+    return 2 if machine.device is Device.CPU and spare > ROOM_FOR_TWO_SERVERS_BYTES else 1
