@@ -132,6 +132,7 @@ def evaluate(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
         )
     tracker = EvaluationTracker(output_path=request["output_dir"])
     model, arguments = model_arguments(request)
+    arguments = {name: value for name, value in arguments.items() if value is not None}
     results = simple_evaluate(
         model=model,
         model_args=arguments,
