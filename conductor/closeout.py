@@ -322,7 +322,7 @@ def _deviations(release: Release) -> list[str]:
         found.append(f"further engine arguments: {' '.join(config.engine.arguments)}")
     if config.calibration.data and release.calibration and not release.calibration["samples"]:
         found.append(f"calibration data {config.calibration.data} was not used: no need for it")
-    if plan and plan.row.emulated:
+    if plan and plan.row.emulated and release.session:
         found.append("low-precision arithmetic was emulated, not run on its own hardware")
     if plan:
         verified = plan.suite.references if config.limit is None else {}

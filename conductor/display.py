@@ -58,11 +58,14 @@ class LiveDisplay:
         """Begin a new live line."""
         self._started = time.monotonic()
         label = stage if attempt == 1 else f"{stage} (attempt {attempt})"
-        self._progress.reset(self._row, stage=label, description="", total=None)
+        self._progress.reset(self._row, stage=label, description="")
+        self._progress.tasks[0].total = None
 
     def stage_progress(self, done: int, total: int, doing: str) -> None:
         """Update the live line."""
-        self._progress.update(self._row, completed=done, total=total or None, description=doing)
+        # To ``update`` a total of None means that it stays; a length that is not known must be set.
+        self._progress.tasks[0].total = total or None
+        self._progress.update(self._row, completed=done, description=doing)
 
     def stage_finished(self, stage: Stage, state: State, detail: str) -> None:
         """Leave one line about the stage."""
