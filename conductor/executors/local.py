@@ -49,6 +49,7 @@ class SupervisedProcess:
         """Start ``command`` with exactly ``environ``; what it prints is appended to ``log``."""
         self.log = log
         self._grace_s = grace_s
+        self._status: int | None = None
         with log.open("ab") as stream:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", str(SUPERVISOR), str(grace_s), *command],
@@ -67,11 +68,9 @@ class SupervisedProcess:
 
     def poll(self) -> int | None:
         """Return the exit status (128 + N for death by signal N), or None while it runs."""
-        status = self._process.poll()
-        if status is None:
-            return None
-        self._end_strays()
-        return SIGNALLED - status if status < 0 else status
+        if self._status is None and self._process.poll() is not None:
+            self._settle(self._process.returncode)
+        return self._status
 
     def stop(self) -> None:
         """End the process and its family; return when nothing of it is left."""
@@ -82,10 +81,14 @@ class SupervisedProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._end_strays()
+        self.poll()
 
-    def _end_strays(self) -> None:
-        """End what is left of the family where somebody killed its supervisor."""
+    def _settle(self, returncode: int) -> None:
+        """Keep the exit status, and end what is left where somebody killed the supervisor.
+
+        Once only: later the number of the process group may be a stranger's.
+        """
+        self._status = SIGNALLED - returncode if returncode < 0 else returncode
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
 
