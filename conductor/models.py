@@ -18,13 +18,13 @@ from typing import Any
 from conductor.failure import Failure
 from conductor.probes.machine import free_disk_bytes
 from conductor.probes.reading import ProbeError
+from conductor.probes.safetensors_header import pickled_files
 from conductor.probes.source import check_weights, quantized_format
 from gates import FailureClass
 
 DEMO = "demo"
 DEMO_PATH = Path(__file__).parent / "demo" / "model"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
-_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
 
 
@@ -75,7 +75,7 @@ def inspect_checkpoint(requested: str, path: Path, revision: str | None) -> Mode
     config = _read_config(path)
     weights = sorted(path.glob("*.safetensors"))
     if not weights:
-        pickled = sorted(file.name for file in path.iterdir() if file.suffix in _PICKLED)
+        pickled = pickled_files(path)
         if pickled:
             raise _refuse(
                 path,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from conductor.compatibility import Engine, Row
+from conductor.compatibility import Device, Engine, Row
 from conductor.config import Config
 from conductor.engines.vllm import LOOPBACK, port_is_free
 from conductor.environments.builder import Environments, Status
@@ -16,9 +16,14 @@ from gates import FailureClass
 
 def environments_needed(row: Row) -> list[str]:
     """Name the worker environments that a release with this row uses."""
-    if row.engine is Engine.TRANSFORMERS:
-        return ["quantize", "reference"]
-    return ["quantize", f"serve-{row.device}", "evaluate"]
+    return ["quantize", *environments_of(row.engine, row.device)]
+
+
+def environments_of(engine: Engine, device: Device) -> list[str]:
+    """Name the worker environments that serve and evaluate with an engine."""
+    if engine is Engine.TRANSFORMERS:
+        return ["reference"]
+    return [f"serve-{device}", "evaluate"]
 
 
 def check_port(config: Config) -> None:

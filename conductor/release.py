@@ -73,15 +73,17 @@ class Conductor:
         write_text(run_dir / "config.resolved.yaml", resolved)
         release = Release(config=config, journal=journal, world=self.world)
         try:
-            while (stage := next_stage(journal.states)) not in (None, Stage.CLOSEOUT):
-                self._run_stage(release, stage)
-            if release.session:
-                release.session.close()
+            self._run_stages(release)
             return self._close_out(release)
         except KeyboardInterrupt:
             with suppress(OSError):
                 journal.record("release_stopped")
             raise
+
+    def _run_stages(self, release: Release) -> None:
+        try:
+            while (stage := next_stage(release.journal.states)) not in (None, Stage.CLOSEOUT):
+                self._run_stage(release, stage)
         finally:
             if release.session:
                 release.session.close()
@@ -113,20 +115,11 @@ class Conductor:
             if not (stage_dir / "result.json").exists():
                 write_json(stage_dir / "result.json", _result_document(release, verdicts))
             self._keep(release, verdicts)
-        except (Failure, GateFailed) as error:
-            self._finish(release, stage, State.FAILED, str(error), error.failure_class)
-            raise
-        except OSError as error:
-            failure = Failure(
-                FailureClass.SYSTEMIC,
-                f"{error.strerror or error}: {error.filename or journal.run_dir}; free some space "
-                "or repair the disk, then start the release again",
-            )
-            self._finish(release, stage, State.FAILED, failure.message, failure.failure_class)
-            raise failure from error
         except Exception as error:
-            failure = _defect(error)
-            self._finish(release, stage, State.FAILED, failure.message, failure.failure_class)
+            failure = _classified(error, journal.run_dir)
+            self._finish(release, stage, State.FAILED, str(failure), failure.failure_class)
+            if failure is error:
+                raise
             raise failure from error
         detail = "; ".join(f"{gate}: {verdict.detail}" for gate, verdict in verdicts.items())
         self._finish(release, stage, State.DONE, detail, None)
@@ -183,8 +176,19 @@ def _result_document(release: Release, verdicts: Mapping[str, Verdict]) -> dict[
     return document | {"plan": release.plan.document()}
 
 
-def _defect(error: Exception) -> Failure:
-    """Describe an exception that nobody expected: a defect of ours, with where it came from."""
+def _classified(error: Exception, run_dir: Path) -> Failure | GateFailed:
+    """Return what ended a stage with its failure class.
+
+    An exception that nobody expected is a defect of ours, and says where it came from.
+    """
+    if isinstance(error, Failure | GateFailed):
+        return error
+    if isinstance(error, OSError):
+        return Failure(
+            FailureClass.SYSTEMIC,
+            f"{error.strerror or error}: {error.filename or run_dir}; free some space or repair "
+            "the disk, then start the release again",
+        )
     where = traceback.format_exception(error)
     return Failure(
         FailureClass.UNKNOWN,

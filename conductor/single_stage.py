@@ -22,7 +22,12 @@ from conductor.executors.local import Progress
 from conductor.failure import Failure
 from conductor.files import write_json
 from conductor.models import Model, resolve_model
-from conductor.preconditions import check_environment, check_port, check_source
+from conductor.preconditions import (
+    check_environment,
+    check_port,
+    check_source,
+    environments_of,
+)
 from conductor.release_state import World
 from conductor.stages import (
     calibration_of,
@@ -61,15 +66,9 @@ def quantize_only(config: Config, output: Path, world: World, progress: Progress
     model = resolve_model(config.model)
     check_source(model)
     output.mkdir(parents=True)
-    request = {
-        **planned,
-        "model_path": str(model.path),
-        "output_dir": str(output / "checkpoint"),
-        "device": world.machine.device,
-        "seed": config.seed,
-    }
-    quantize(quantizer, request, output, world, progress)
-    summary = read_checkpoint(output / "checkpoint", model, recipe)
+    checkpoint = output / "checkpoint"
+    quantize(quantizer, planned, model, checkpoint, config.seed, output, world, progress)
+    summary = read_checkpoint(checkpoint, model, recipe)
     write_json(output / "checkpoint-summary.json", summary)
     return _keep(judge_checkpoint(summary, recipe), output)
 
@@ -178,11 +177,7 @@ def _check_engine(engine: Engine, config: Config, world: World, *models: Model) 
     check_port(config)
     for model in models:
         check_loadable(model.quantized, engine, world.machine.device)
-    needed = {
-        Engine.VLLM: [f"serve-{world.machine.device}", "evaluate"],
-        Engine.TRANSFORMERS: ["reference"],
-    }
-    for name in needed[engine]:
+    for name in environments_of(engine, world.machine.device):
         check_environment(world.environments, name)
 
 

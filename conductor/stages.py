@@ -107,14 +107,16 @@ def run_ptq(release: Release, progress: Progress) -> dict[str, Verdict]:
     """Quantize the source, read the export from disk, and ask gate_ptq."""
     plan = release.plan
     stage_dir = release.journal.attempt_dir(Stage.PTQ)
-    request = {
-        **plan.quantize_request,
-        "model_path": str(plan.model.path),
-        "output_dir": str(release.checkpoint),
-        "device": plan.row.device,
-        "seed": release.config.seed,
-    }
-    result = quantize(plan.row.quantizer, request, stage_dir, release.world, progress)
+    result = quantize(
+        plan.row.quantizer,
+        plan.quantize_request,
+        plan.model,
+        release.checkpoint,
+        release.config.seed,
+        stage_dir,
+        release.world,
+        progress,
+    )
     release.calibration = result["calibration"]
     progress(0, 0, "reading the checkpoint")
     summary = read_checkpoint(release.checkpoint, plan.model, plan.recipe)
@@ -125,13 +127,23 @@ def run_ptq(release: Release, progress: Progress) -> dict[str, Verdict]:
 
 def quantize(
     quantizer: Quantizer,
-    request: Mapping[str, Any],
+    planned: Mapping[str, Any],
+    model: Model,
+    checkpoint: Path,
+    seed: int,
     stage_dir: Path,
     world: World,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Let ``quantizer`` write the checkpoint that ``request`` describes; return its result."""
-    shutil.rmtree(request["output_dir"], ignore_errors=True)
+    """Let ``quantizer`` write ``checkpoint`` as ``quantizers.plan`` has it; return its result."""
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    request = {
+        **planned,
+        "model_path": str(model.path),
+        "output_dir": str(checkpoint),
+        "device": world.machine.device,
+        "seed": seed,
+    }
     return run_worker(
         Worker(
             script=quantizers.WORKERS[quantizer],
