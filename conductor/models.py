@@ -88,18 +88,23 @@ def inspect_checkpoint(requested: str, path: Path, revision: str | None) -> Mode
         quantized = quantized_format(path)
     except ProbeError as error:
         raise Failure(FailureClass.USER_CONFIG_ERROR, f"model {path}: {error}") from None
-    architectures = config.get("architectures")
     return Model(
         requested=requested,
         path=path,
         revision=revision,
-        architecture=architectures[0]
-        if isinstance(architectures, list) and architectures
-        else "unknown",
+        architecture=_architecture(config),
         weights_bytes=sum(file.stat().st_size for file in weights),
         max_positions=_max_positions(config),
         quantized=quantized,
     )
+
+
+def _architecture(config: dict[str, Any]) -> str:
+    """Return the name of the model's first architecture, if its config gives one."""
+    match config.get("architectures"):
+        case [str(name), *_]:
+            return name
+    return "unknown"
 
 
 def _max_positions(config: dict[str, Any]) -> int | None:

@@ -30,6 +30,13 @@ def test_a_local_checkpoint_is_found(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("architectures", [None, [], [{"a": 1}], "Llama", [7]], ids=repr)
+def test_an_architecture_that_is_no_name_is_unknown(tmp_path: Path, architectures: object) -> None:
+    path = checkpoint(tmp_path / "m", config={"architectures": architectures})
+    write_file(tmp_path / "m" / "model.safetensors", {"w": ("BF16", (2,))})
+    assert resolve_model(path).architecture == "unknown"
+
+
 def test_truncated_weights_are_refused_before_anything_runs(tmp_path: Path) -> None:
     path = checkpoint(tmp_path / "m", config={})
     weights = tmp_path / "m" / "model.safetensors"
