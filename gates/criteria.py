@@ -49,6 +49,21 @@ INHERENT_GROWTH_MAX = 1.10
 MXFP4 keeps the 4-bit values and goes from an 8-bit scale per 32 to one per 16, (4 + 0.5) /
 (4 + 0.25) = 1.06; the rest is room for metadata."""
 
+SQNR_SHORTFALL_DB = 6.0
+"""Signal-to-quantization-noise ratio that a quantized tensor may fall short of what rounding the
+source's own weights to the nearest value of the format gives, in decibels. Calibrated methods
+(GPTQ, AWQ clipping, scale searches) trade one or two of them for a better output; 6 dB is twice the
+noise amplitude, and a wrong scale or packing order costs ten or more."""
+
+GAIN_ERROR_PERCENT = 5.0
+"""Factor between dequantized and source weights (least squares), in percent from 1. Rounding to
+nearest keeps it within 1 %, clipping within 3."""
+
+EXPERT_SCALE_OCTAVES = 8.0
+"""Distance of an expert's scale from the median of its layer's experts, in powers of two.
+Calibrated input scales of one layer spread over one or two orders of magnitude; an expert that no
+calibration token reached keeps the start value, which is off by many."""
+
 CANARY_REPEAT_TOKENS = 8
 """Shortest answer in which one token repeated throughout counts as a loop."""
 
@@ -71,6 +86,7 @@ PRECISION_BITS: Mapping[str, int] = MappingProxyType(
         "nvfp4": 4,
         "fp4": 4,
         "int4": 4,
+        "nf4": 4,
         "w4a16": 4,
         "awq": 4,
         "4bit": 4,
@@ -82,9 +98,11 @@ as "mostly fp8" proves nothing about what can shrink."""
 SIZE_TOLERANCE = 0.01
 """Share of the predicted size left for small tensors that exporters add, such as cache scales."""
 
-SCALE_WIDENING: Mapping[Bucket, float] = MappingProxyType({Bucket.INT4: (32 + 4) / 16})
-"""How much more than a recipe's 16-bit scales a format may store: 32-bit ones and zero points.
-The scales of the floating-point formats have one width only."""
+SCALE_WIDENING: Mapping[Bucket, float] = MappingProxyType(
+    {Bucket.INT4: (32 + 4) / 16, Bucket.NF4: 32 / 8}
+)
+"""How much more than a recipe's scales a format may store: 32-bit ones and zero points. The scales
+of the other formats have one width only."""
 
 STORED_AGAIN: Mapping[str, tuple[float, float]] = MappingProxyType(
     {"F32": (0.5, 1.0), "F8_E4M3": (1.0, 2.0)}
@@ -106,6 +124,9 @@ MODULE_KINDS = ("attention.qkv", "attention.output", "mlp", "experts")
 decoder layers that are of no kind known. Embeddings, ``lm_head``, routers, norms, convolutions,
 vision towers and multi-token-prediction heads are left alone by every recipe."""
 
+SIXTEEN_BITS = "16 bits"
+"""Precision of inputs that a recipe leaves in floating point."""
+
 UNKNOWN_KIND = "unknown"
 """Kind of a decoder layer's matrix whose name says nothing, as in an architecture that is new."""
 
@@ -116,7 +137,9 @@ class Recipe:
 
     ``bits`` are the target's bits per weight; ``weight_bits`` add the scales that the format
     stores beside the weights, so that sizes can be predicted. ``quantizes`` holds the
-    ``MODULE_KINDS`` that are meant.
+    ``MODULE_KINDS`` that are meant. ``group_size`` is the number of columns that share a scale,
+    ``activations`` the precision of the layers' inputs (``SIXTEEN_BITS`` where they are left as
+    they are); ``None`` where the recipe does not say.
     """
 
     name: str
@@ -125,6 +148,8 @@ class Recipe:
     quantizes: tuple[str, ...]
     weight_bits: float
     summary: str
+    group_size: int | None = None
+    activations: str | None = None
 
     def means(self, kind: str) -> bool:
         """Tell whether modules of this kind are to be quantized."""
@@ -139,6 +164,12 @@ _NVFP4_BITS = 4 + 8 / 16
 _GROUP_128_BITS = 4 + 16 / 128
 """4-bit values and one 16-bit scale per group of 128."""
 
+_MXFP4_BITS = 4 + 8 / 32
+"""4-bit values and one 8-bit exponent per block of 32."""
+
+_NF4_BITS = 4 + 8 / 64
+"""4-bit values and one 8-bit scale per block of 64: bitsandbytes quantizes the scales again."""
+
 _TABLE = (
     Recipe(
         name="nvfp4",
@@ -147,6 +178,8 @@ _TABLE = (
         quantizes=MODULE_KINDS,
         weight_bits=_NVFP4_BITS,
         summary="4-bit floating point in blocks of 16, for all linear layers.",
+        group_size=16,
+        activations="NVFP4",
     ),
     Recipe(
         name="nvfp4_mlp_only",
@@ -155,6 +188,8 @@ _TABLE = (
         quantizes=("mlp", "experts"),
         weight_bits=_NVFP4_BITS,
         summary="4-bit floating point for MLP and expert layers; attention is left alone.",
+        group_size=16,
+        activations="NVFP4",
     ),
     Recipe(
         name="nvfp4_experts_only",
@@ -163,6 +198,8 @@ _TABLE = (
         quantizes=("experts",),
         weight_bits=_NVFP4_BITS,
         summary="4-bit floating point for the experts of a mixture-of-experts model only.",
+        group_size=16,
+        activations="NVFP4",
     ),
     Recipe(
         name="nvfp4_omlp_only",
@@ -171,6 +208,8 @@ _TABLE = (
         quantizes=("attention.output", "mlp", "experts"),
         weight_bits=_NVFP4_BITS,
         summary="4-bit floating point for MLP, expert and attention output layers.",
+        group_size=16,
+        activations="NVFP4",
     ),
     Recipe(
         name="fp8",
@@ -179,6 +218,7 @@ _TABLE = (
         quantizes=MODULE_KINDS,
         weight_bits=8.0,
         summary="8-bit floating point weights and activations, for all linear layers.",
+        activations="FP8",
     ),
     Recipe(
         name="int8",
@@ -187,6 +227,7 @@ _TABLE = (
         quantizes=MODULE_KINDS,
         weight_bits=8.0,
         summary="8-bit integer weights and activations, for all linear layers.",
+        activations="INT8",
     ),
     Recipe(
         name="int4_awq",
@@ -195,6 +236,8 @@ _TABLE = (
         quantizes=MODULE_KINDS,
         weight_bits=_GROUP_128_BITS,
         summary="4-bit integer weights in groups of 128, scaled to what activations need.",
+        group_size=128,
+        activations=SIXTEEN_BITS,
     ),
     Recipe(
         name="w4a16",
@@ -203,6 +246,45 @@ _TABLE = (
         quantizes=MODULE_KINDS,
         weight_bits=_GROUP_128_BITS,
         summary="4-bit integer weights in groups of 128, 16-bit activations.",
+        group_size=128,
+        activations=SIXTEEN_BITS,
+    ),
+    Recipe(
+        name="w4a16_nvfp4",
+        bucket=Bucket.NVFP4,
+        bits=4,
+        quantizes=MODULE_KINDS,
+        weight_bits=_NVFP4_BITS,
+        summary="4-bit floating point weights in blocks of 16, 16-bit activations.",
+        group_size=16,
+        activations=SIXTEEN_BITS,
+    ),
+    Recipe(
+        name="mxfp4",
+        bucket=Bucket.MXFP4,
+        bits=4,
+        quantizes=MODULE_KINDS,
+        weight_bits=_MXFP4_BITS,
+        summary="4-bit floating point in blocks of 32 with power-of-two scales.",
+        group_size=32,
+    ),
+    Recipe(
+        name="mxfp4_experts_only",
+        bucket=Bucket.MXFP4,
+        bits=4,
+        quantizes=("experts",),
+        weight_bits=_MXFP4_BITS,
+        summary="4-bit floating point in blocks of 32 for the experts only, as gpt-oss has it.",
+        group_size=32,
+    ),
+    Recipe(
+        name="nf4",
+        bucket=Bucket.NF4,
+        bits=4,
+        quantizes=MODULE_KINDS,
+        weight_bits=_NF4_BITS,
+        summary="4-bit normal-float weights in blocks of 64, as bitsandbytes stores them.",
+        activations=SIXTEEN_BITS,
     ),
 )
 

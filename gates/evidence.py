@@ -142,6 +142,11 @@ def count(value: object, path: str, *, minimum: int = 0) -> int:
     return int(value)
 
 
+def counts(value: object, path: str) -> dict[str, int]:
+    """Return whole numbers by name."""
+    return {name: count(entry, join(path, name)) for name, entry in mapping(value, path).items()}
+
+
 def positive(value: object, path: str) -> float:
     """Return a finite number greater than 0."""
     result = number(value, path)
@@ -191,22 +196,80 @@ def scales(value: object, tasks: Iterable[str]) -> dict[str, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """The layers behind one count of a checkpoint summary; ``names`` may be cut short."""
+    """The things behind one count of a checkpoint summary; ``names`` may be cut short.
+
+    ``groups`` counts them by module kind.
+    """
 
     kind: str
     count: int
     names: tuple[str, ...]
+    groups: Mapping[str, int]
 
     @classmethod
     def parse(cls, value: object, path: str) -> Self:
-        """Read ``{"kind", "count", "names"}``."""
+        """Read ``{"kind", "count", "names"}`` and, where there is one, ``"groups"``."""
         document = mapping(value, path)
         names = sequence(field(document, "names", path), join(path, "names"))
         return cls(
             kind=text(field(document, "kind", path), join(path, "kind")),
-            count=count(field(document, "count", path), join(path, "count")),
+            count=count(field(document, "count", path), join(path, "count"), minimum=len(names)),
             names=tuple(text(name, f"{path}.names[{i}]") for i, name in enumerate(names)),
+            groups=counts(document.get("groups", {}), join(path, "groups")),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One tensor's value of a measure, and the value in words."""
+
+    name: str
+    value: float
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """How many tensors of a module kind have which value of a measure, and the largest ones.
+
+    ``histogram`` counts tensors by their value rounded down to a whole number.
+    """
+
+    measure: str
+    group: str
+    histogram: Mapping[int, int]
+    worst: tuple[Measured, ...]
+
+    @classmethod
+    def parse(cls, value: object, path: str) -> Self:
+        """Read ``{"measure", "group", "histogram", "worst"}``."""
+        document = mapping(value, path)
+        place = join(path, "histogram")
+        histogram = {}
+        for key, entry in mapping(field(document, "histogram", path), place).items():
+            if not key.isascii() or not key.isdigit():
+                raise EvidenceError(join(place, key), "must be filed under a whole number")
+            histogram[int(key[:_SHOWN_CHARACTERS])] = count(entry, join(place, key))
+        worst = sequence(field(document, "worst", path), join(path, "worst"))
+        return cls(
+            measure=text(field(document, "measure", path), join(path, "measure")),
+            group=text(field(document, "group", path), join(path, "group")),
+            histogram=histogram,
+            worst=tuple(_measured(entry, f"{path}.worst[{i}]") for i, entry in enumerate(worst)),
+        )
+
+    def at_least(self, limit: float) -> int:
+        """Return how many tensors have a value of ``limit``, a whole number, or more."""
+        return sum(tensors for value, tensors in self.histogram.items() if value >= limit)
+
+
+def _measured(value: object, path: str) -> Measured:
+    document = mapping(value, path)
+    return Measured(
+        name=text(field(document, "name", path), join(path, "name")),
+        value=number(field(document, "value", path), join(path, "value")),
+        detail=text(document.get("detail", ""), join(path, "detail")),
+    )
 
 
 class Bucket(StrEnum):
@@ -217,6 +280,7 @@ class Bucket(StrEnum):
     FP8 = "FP8"
     INT8 = "INT8"
     INT4 = "INT4"
+    NF4 = "NF4"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,7 +322,12 @@ class LayerCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointEvidence:
-    """What a quantized checkpoint is made of, beside its source. Sizes in bytes."""
+    """What a quantized checkpoint is made of, beside its source. Sizes in bytes.
+
+    ``examined`` names the checks that were made of its files; none in a summary of counts alone.
+    ``bits_per_weight`` and ``sqnr_db`` (the median, and what the format gives for the same weights)
+    are by module kind.
+    """
 
     source_bytes: int
     output_bytes: int
@@ -269,16 +338,23 @@ class CheckpointEvidence:
     accept_size_growth: bool
     findings: Mapping[str, Finding]
     expected_bytes: tuple[int, int] | None
+    examined: tuple[str, ...]
+    measurements: tuple[Measurement, ...]
+    bits_per_weight: Mapping[str, float]
+    sqnr_db: Mapping[str, tuple[float, float]]
 
     @classmethod
     def parse(cls, value: object) -> Self:
         """Read a checkpoint summary."""
         document = mapping(value, "")
         diffs = sequence(field(document, "metadata_diffs", ""), "metadata_diffs")
-        found = [
-            Finding.parse(entry, f"findings[{i}]")
-            for i, entry in enumerate(sequence(document.get("findings", []), "findings"))
-        ]
+        findings: dict[str, Finding] = {}
+        for path, entry in _entries(document, "findings"):
+            finding = Finding.parse(entry, path)
+            if finding.kind in findings:
+                raise EvidenceError(join(path, "kind"), f"{finding.kind!r} was given before")
+            findings[finding.kind] = finding
+        bits = mapping(document.get("bits_per_weight", {}), "bits_per_weight")
         return cls(
             source_bytes=count(field(document, "source_bytes", ""), "source_bytes", minimum=1),
             output_bytes=count(field(document, "output_bytes", ""), "output_bytes", minimum=1),
@@ -291,9 +367,36 @@ class CheckpointEvidence:
             accept_size_growth=boolean(
                 document.get("accept_size_growth", False), "accept_size_growth"
             ),
-            findings={finding.kind: finding for finding in found},
+            findings=findings,
             expected_bytes=_optional(document, "expected_bytes", "", _size_range),
+            examined=tuple(text(e, path) for path, e in _entries(document, "examined")),
+            measurements=tuple(
+                Measurement.parse(e, path) for path, e in _entries(document, "measurements")
+            ),
+            bits_per_weight={
+                kind: number(value, f"bits_per_weight.{kind}") for kind, value in bits.items()
+            },
+            sqnr_db=_sqnr(document.get("numbers", {}), "numbers"),
         )
+
+
+def _entries(document: Mapping[str, object], key: str) -> list[tuple[str, object]]:
+    """Return the entries of a list that may be absent, each with its path."""
+    return [(f"{key}[{i}]", entry) for i, entry in enumerate(sequence(document.get(key, []), key))]
+
+
+def _sqnr(value: object, path: str) -> dict[str, tuple[float, float]]:
+    """Read the medians by module kind; a kind whose values are exact has none."""
+    kinds = mapping(mapping(value, path).get("kinds", {}), join(path, "kinds"))
+    medians = {}
+    for kind, entry in kinds.items():
+        place = f"{path}.kinds.{kind}"
+        stated = mapping(entry, place)
+        pair = [stated.get(key) for key in ("sqnr_db", "norm_db")]
+        if None not in pair:
+            measured, expected = (number(each, place) for each in pair)
+            medians[kind] = (measured, expected)
+    return medians
 
 
 def _precision(value: object, path: str) -> str | None:

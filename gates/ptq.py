@@ -1,16 +1,18 @@
-"""Gate on a quantized checkpoint: did the recipe happen, wholly and to nothing else?
+"""Gate on a quantized checkpoint: did the recipe happen, wholly, soundly and to nothing else?
 
-An exporter ends well with layers left in 16 bits, with the wrong precision, or with a file as
-large as the source's. This gate looks at what was written. It reports every failed check; the
-verdict's failure class is the one of the failure most worth acting on first.
+An exporter ends well with layers left in 16 bits, with the wrong precision, with scales that are
+NaN, or with a file as large as the source's. This gate looks at what was written. It reports every
+failed check; the verdict's failure class is the one of the failure most worth acting on first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from gates.criteria import INHERENT_GROWTH_MAX, PRECISION_BITS, RECIPES, Recipe
-from gates.evidence import CheckpointEvidence, EvidenceError, LayerCounts
+from gates.evidence import Bucket, CheckpointEvidence, EvidenceError, LayerCounts, Measured
+from gates.findings import CHECKS, KINDS, MEASURES, Kind, Measure
 from gates.verdict import Check, FailureClass, Verdict
 
 GATE = "ptq"
@@ -19,13 +21,23 @@ _MOST_ACTIONABLE_FIRST = (
     FailureClass.MODEL_UNSUPPORTED,
     FailureClass.QUANT_COVERAGE_FAILURE,
     FailureClass.SIZE_NOT_REDUCED,
+    FailureClass.CHECKPOINT_NOT_SERVABLE,
     FailureClass.USER_CONFIG_ERROR,
 )
 
-_SIZE_REFERENCE = "see docs/reference/checkpoint-validation.md"
-_NAMES_SHOWN = 5
+_BROKEN_FILES = "integrity"
+"""The check that comes before all others: what is broken on disk explains what they find."""
 
-_Finding = tuple[Check, FailureClass]
+_SIZE_REFERENCE = "see docs/reference/checkpoint-validation.md"
+_SAID_BY_INTENT = ("unexpected_unquantized", "declaration_mismatch")
+
+_COUNTED = (*_SAID_BY_INTENT, *Bucket)
+"""Counts of layers whose names a finding may hold."""
+
+_NAMES_SHOWN = 5
+_NAMES_KEPT = 20
+
+_Outcome = tuple[Check, FailureClass]
 """A check, and the class of its failure if it fails."""
 
 
@@ -37,29 +49,156 @@ def evaluate_checkpoint(summary: object, *, recipes: Mapping[str, Recipe] = RECI
     """
     try:
         evidence = CheckpointEvidence.parse(summary)
+        facts = _facts(evidence)
     except EvidenceError as error:
         return Verdict.refused(GATE, error)
     recipe = _find(evidence.recipe, recipes)
-    notes: list[str] = []
-    findings = [
+    notes = [
+        *(fact.sentence for fact in facts if fact.kind.failure_class is None),
+        *_unknown_kinds(evidence),
+    ]
+    outcomes = [
         *_recipe_known(evidence, recipe, recipes),
+        *_examined(evidence, facts),
         _size(evidence, recipe, notes),
         *_expected_size(evidence, notes),
         *_coverage(evidence, recipe),
         _metadata(evidence),
     ]
-    failed = sorted(
-        (finding for finding in findings if not finding[0].passed),
-        key=lambda finding: _MOST_ACTIONABLE_FIRST.index(finding[1]),
-    )
+    failed = sorted((outcome for outcome in outcomes if not outcome[0].passed), key=_rank)
     return Verdict(
         gate=GATE,
-        checks=tuple(check for check, _ in findings),
+        checks=tuple(check for check, _ in outcomes),
         failure_class=failed[0][1] if failed else None,
-        detail="; ".join(check.detail for check, _ in failed)
-        or "size, coverage and metadata all pass",
+        detail="; ".join(check.detail for check, _ in failed if check.detail) or _passed(evidence),
         notes=tuple(notes),
+        findings=tuple(fact.document() for fact in facts),
     )
+
+
+def _rank(outcome: _Outcome) -> tuple[bool, int]:
+    check, failure_class = outcome
+    return check.subject != _BROKEN_FILES, _MOST_ACTIONABLE_FIRST.index(failure_class)
+
+
+def _passed(evidence: CheckpointEvidence) -> str:
+    """Say what passed, and in numbers how good it is."""
+    checks = ("size", "coverage", *(name for name in evidence.examined if name != "metadata"))
+    said = f"{', '.join(checks)} and metadata all pass"
+    if evidence.bits_per_weight:
+        bits = ", ".join(f"{kind} {n:.2f}" for kind, n in evidence.bits_per_weight.items())
+        said += f"; bits per weight: {bits}"
+    if evidence.sqnr_db:
+        ratios = ", ".join(
+            f"{kind} {measured:.1f} dB (the format gives {expected:.1f})"
+            for kind, (measured, expected) in evidence.sqnr_db.items()
+        )
+        said += f"; signal to quantization noise: {ratios}"
+    return said
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Fact:
+    """Things of one kind that were found; of a measure, those that reach its limit."""
+
+    kind: Kind
+    count: int
+    groups: Mapping[str, int]
+    names: tuple[str, ...]
+
+    @property
+    def sentence(self) -> str:
+        """Say how many, where in the model, and name the first."""
+        groups = ", ".join(f"{group} {n}" for group, n in self.groups.items())
+        where = f" ({groups})" if groups else ""
+        named = f": {_abridged(self.names, self.count)}" if self.names else ""
+        remedy = f" [{self.kind.remedy}]" if self.kind.remedy else ""
+        return f"{self.count} {self.kind.says}{where}{named}{remedy}"
+
+    def document(self) -> dict[str, object]:
+        """Return the JSON form, with all names that the summary holds."""
+        return {
+            "kind": self.kind.name,
+            "check": self.kind.check,
+            "failure_class": self.kind.failure_class,
+            "count": self.count,
+            "groups": dict(self.groups),
+            "names": list(self.names),
+            "says": self.kind.says,
+            "remedy": self.kind.remedy,
+        }
+
+
+def _facts(evidence: CheckpointEvidence) -> list[_Fact]:
+    """Return what the summary's findings and measurements come to, in the order of the tables."""
+    found = [
+        _Fact(
+            kind=KINDS[finding.kind],
+            count=finding.count,
+            groups=finding.groups,
+            names=finding.names,
+        )
+        for finding in evidence.findings.values()
+        if finding.count and finding.kind in KINDS
+    ]
+    measured = [_measured(evidence, measure) for measure in MEASURES.values()]
+    order = [*KINDS, *MEASURES]
+    return sorted(
+        (fact for fact in [*found, *measured] if fact.count),
+        key=lambda fact: order.index(fact.kind.name),
+    )
+
+
+def _unknown_kinds(evidence: CheckpointEvidence) -> Iterator[str]:
+    """Say which findings and measures no table knows, so that none is passed over in silence."""
+    known = {*KINDS, *_COUNTED}
+    for finding in evidence.findings.values():
+        if finding.kind not in known:
+            yield f"a finding of a kind that this gate does not know: {finding.kind!r}"
+    for name in sorted({m.measure for m in evidence.measurements} - MEASURES.keys()):
+        yield f"a measure that this gate does not know: {name!r}"
+
+
+def _measured(evidence: CheckpointEvidence, measure: Measure) -> _Fact:
+    """Gather the tensors of all module kinds that reach the measure's limit, the worst first."""
+    groups: dict[str, int] = {}
+    worst: list[Measured] = []
+    for measurement in evidence.measurements:
+        reached = measurement.at_least(measure.limit)
+        if measurement.measure == measure.name and reached:
+            groups[measurement.group] = groups.get(measurement.group, 0) + reached
+            worst += [tensor for tensor in measurement.worst if tensor.value >= measure.limit]
+    worst.sort(key=lambda tensor: -tensor.value)
+    return _Fact(
+        kind=measure,
+        count=sum(groups.values()),
+        groups=groups,
+        names=tuple(
+            f"{tensor.name} ({tensor.detail or f'{tensor.value:g} {measure.unit}'})"
+            for tensor in worst[:_NAMES_KEPT]
+        ),
+    )
+
+
+def _examined(evidence: CheckpointEvidence, facts: list[_Fact]) -> Iterator[_Outcome]:
+    """Require of every check that was made that it found nothing to refuse.
+
+    A finding counts whether or not its check is listed as made.
+    """
+    refused = [fact for fact in facts if fact.kind.failure_class is not None]
+    for name in CHECKS:
+        failed = [fact for fact in refused if fact.kind.check == name]
+        if not failed and (name not in evidence.examined or name == "metadata"):
+            continue
+        check = Check(
+            subject=name,
+            observed={fact.kind.name: fact.count for fact in failed},
+            limit={},
+            passed=not failed,
+            detail="; ".join(fact.sentence for fact in failed),
+        )
+        classes = [fact.kind.failure_class for fact in failed if fact.kind.failure_class]
+        yield check, min(classes, key=_MOST_ACTIONABLE_FIRST.index, default=FailureClass.UNKNOWN)
 
 
 def _find(name: str, recipes: Mapping[str, Recipe]) -> Recipe | None:
@@ -70,7 +209,7 @@ def _find(name: str, recipes: Mapping[str, Recipe]) -> Recipe | None:
 
 def _recipe_known(
     evidence: CheckpointEvidence, recipe: Recipe | None, recipes: Mapping[str, Recipe]
-) -> Iterator[_Finding]:
+) -> Iterator[_Outcome]:
     known = ", ".join(recipes)
     detail = "" if recipe else f"unknown recipe {evidence.recipe!r}; known: {known}"
     check = Check(
@@ -83,7 +222,7 @@ def _recipe_known(
     yield check, FailureClass.USER_CONFIG_ERROR
 
 
-def _size(evidence: CheckpointEvidence, recipe: Recipe | None, notes: list[str]) -> _Finding:
+def _size(evidence: CheckpointEvidence, recipe: Recipe | None, notes: list[str]) -> _Outcome:
     """Require the output to be smaller than the source, or a reason why it is not."""
     ratio = evidence.output_bytes / evidence.source_bytes
     problem = ""
@@ -139,7 +278,7 @@ def _growth_unexplained(evidence: CheckpointEvidence, recipe: Recipe) -> str:
     return f"a {precision!r} source should compress under this recipe"
 
 
-def _expected_size(evidence: CheckpointEvidence, notes: list[str]) -> Iterator[_Finding]:
+def _expected_size(evidence: CheckpointEvidence, notes: list[str]) -> Iterator[_Outcome]:
     """Hold the output against the size range that recipe and source predict, where there is one."""
     if evidence.expected_bytes is None:
         return
@@ -170,7 +309,7 @@ def _expected_size(evidence: CheckpointEvidence, notes: list[str]) -> Iterator[_
     )
 
 
-def _coverage(evidence: CheckpointEvidence, recipe: Recipe | None) -> Iterator[_Finding]:
+def _coverage(evidence: CheckpointEvidence, recipe: Recipe | None) -> Iterator[_Outcome]:
     """Require layers in the recipe's precision, and none that should not be as they are."""
     if recipe is not None:
         yield _covered(evidence, recipe)
@@ -193,7 +332,7 @@ def _coverage(evidence: CheckpointEvidence, recipe: Recipe | None) -> Iterator[_
     )
 
 
-def _covered(evidence: CheckpointEvidence, recipe: Recipe) -> _Finding:
+def _covered(evidence: CheckpointEvidence, recipe: Recipe) -> _Outcome:
     covered = evidence.layers.quantized[recipe.bucket]
     instead = _counted_instead(evidence.layers)
     reason = (
@@ -228,13 +367,20 @@ def _counted_instead(layers: LayerCounts) -> str:
     return ", ".join(f"{count} layer(s) {what}" for what, count in counted.items() if count)
 
 
-def _no_layers(evidence: CheckpointEvidence, kind: str, layers: int, what: str) -> _Finding:
+def _no_layers(evidence: CheckpointEvidence, kind: str, layers: int, what: str) -> _Outcome:
+    """Require a count of wrong layers to be 0.
+
+    Where the layers' intent was examined, that check says the same by reason and with names.
+    """
+    said_there = "intent" in evidence.examined and kind in _SAID_BY_INTENT
     check = Check(
         subject=kind,
         observed=layers,
         limit=0,
         passed=layers == 0,
-        detail=f"{layers} layer(s) {what}{_named(evidence, kind)}" if layers else "",
+        detail=f"{layers} layer(s) {what}{_named(evidence, kind)}"
+        if layers and not said_there
+        else "",
     )
     return check, FailureClass.QUANT_COVERAGE_FAILURE
 
@@ -247,7 +393,7 @@ def _named(evidence: CheckpointEvidence, kind: str) -> str:
     return f": {_abridged(finding.names, finding.count)}"
 
 
-def _metadata(evidence: CheckpointEvidence) -> _Finding:
+def _metadata(evidence: CheckpointEvidence) -> _Outcome:
     diffs = evidence.metadata_diffs
     check = Check(
         subject="metadata",

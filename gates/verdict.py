@@ -99,6 +99,7 @@ class Verdict(Mapping[str, Any]):
     per_task: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     not_comparable: tuple[str, ...] = ()
     max_abs_delta: float | None = None
+    findings: tuple[Mapping[str, object], ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -122,6 +123,7 @@ class Verdict(Mapping[str, Any]):
             "per_task": plain(self.per_task),
             "not_comparable": list(self.not_comparable),
             "max_abs_delta": self.max_abs_delta,
+            "findings": plain(self.findings),
         }
 
     @classmethod

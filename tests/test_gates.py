@@ -35,6 +35,7 @@ from gates import (
 from gates.canary import Health
 from gates.decide import REQUIRED_GATES, Action
 from gates.evidence import shown
+from gates.findings import CHECKS, KINDS, MEASURES
 from gates.verdict import plain
 
 NAN, INF, HUGE = math.nan, math.inf, 10**400
@@ -197,6 +198,15 @@ def test_plain_can_always_be_written_as_json(value: object) -> None:
     json.dumps(plain(value), allow_nan=False)
 
 
+def finding(kind: str, *, count: int = 1, **more: Any) -> dict[str, Any]:
+    return {"kind": kind, "count": count, "names": [], **more}
+
+
+def sqnr(histogram: dict[str, Any], worst: Any = ()) -> dict[str, Any]:
+    measurement = {"measure": "sqnr_shortfall_db", "group": "mlp", "histogram": histogram}
+    return {"measurements": [{**measurement, "worst": worst}]}
+
+
 @pytest.mark.parametrize(
     ("changes", "failure_class"),
     [
@@ -249,12 +259,107 @@ def test_plain_can_always_be_written_as_json(value: object) -> None:
         pytest.param({"accept_size_growth": 1}, "USER_CONFIG_ERROR", id="accepted-by-one"),
         pytest.param({"source_precision": 8}, "USER_CONFIG_ERROR", id="precision-number"),
         pytest.param({"findings": {}}, "USER_CONFIG_ERROR", id="findings-mapping"),
+        pytest.param({"findings": [finding("lost")]}, "QUANT_COVERAGE_FAILURE", id="finding"),
+        pytest.param({"findings": [finding("lost", count=0)]}, None, id="finding-of-nothing"),
+        pytest.param({"findings": [finding("added")]}, None, id="finding-to-note"),
+        pytest.param({"findings": [finding("unheard_of")]}, None, id="finding-unknown"),
+        pytest.param(
+            {"findings": [finding("truncated")]}, "CHECKPOINT_NOT_SERVABLE", id="broken-file"
+        ),
+        pytest.param(
+            {"findings": [finding("lost"), finding("truncated")]},
+            "CHECKPOINT_NOT_SERVABLE",
+            id="broken-file-first",
+        ),
+        pytest.param(
+            {"findings": [finding("lost"), finding("not_loadable")]},
+            "QUANT_COVERAGE_FAILURE",
+            id="cause-before-engine",
+        ),
+        pytest.param(
+            {"findings": [finding("unknown_format"), finding("not_intended")]},
+            "MODEL_UNSUPPORTED",
+            id="unknown-format",
+        ),
+        pytest.param(
+            {"findings": [finding("lost"), finding("lost", count=0)]},
+            "USER_CONFIG_ERROR",
+            id="finding-given-twice",
+        ),
+        pytest.param(
+            {"findings": [finding("lost", count=0, names=["a"])]},
+            "USER_CONFIG_ERROR",
+            id="finding-more-names-than-things",
+        ),
+        pytest.param({"examined": ["integrity", "numbers"]}, None, id="examined"),
+        pytest.param({"examined": "numbers"}, "USER_CONFIG_ERROR", id="examined-text"),
+        pytest.param(sqnr({"0": 9, "5": 1}), None, id="measure-just-inside"),
+        pytest.param(sqnr({"0": 9, "6": 1}), "QUANT_COVERAGE_FAILURE", id="measure-at"),
+        pytest.param(sqnr({"1000000": 1}), "QUANT_COVERAGE_FAILURE", id="measure-far-outside"),
+        pytest.param(sqnr({"6": 0}), None, id="measure-of-nothing"),
+        pytest.param(sqnr({"six": 1}), "USER_CONFIG_ERROR", id="measure-word"),
+        pytest.param(sqnr({"-1": 1}), "USER_CONFIG_ERROR", id="measure-negative"),
+        pytest.param(sqnr({"6": NAN}), "USER_CONFIG_ERROR", id="measure-nan"),
+        pytest.param(sqnr({"6": True}), "USER_CONFIG_ERROR", id="measure-bool"),
+        pytest.param({"measurements": [{}]}, "USER_CONFIG_ERROR", id="measure-empty"),
+        pytest.param({"bits_per_weight": {"mlp": NAN}}, "USER_CONFIG_ERROR", id="bits-nan"),
+        pytest.param({"numbers": {"kinds": []}}, "USER_CONFIG_ERROR", id="numbers-list"),
     ],
 )
 def test_checkpoint_checks(changes: dict[str, Any], failure_class: str | None) -> None:
     verdict = evaluate_checkpoint(checkpoint(**changes))
     assert verdict["failure_class"] == failure_class
     assert verdict["pass"] is (failure_class is None)
+
+
+def test_checkpoint_says_what_was_found_where_and_what_to_do() -> None:
+    found = {"kind": "lost", "count": 7, "groups": {"mtp": 6, "mlp": 1}, "names": list("abcdef")}
+    noted = finding("added", groups={"mlp": 1}, names=["extra"])
+    verdict = evaluate_checkpoint(checkpoint(findings=[noted, found]))
+    kind = KINDS["lost"]
+    sentence = f"7 {kind.says} (mtp 6, mlp 1): a, b, c, d, e and 2 more [{kind.remedy}]"
+    assert verdict["detail"] == sentence
+    assert verdict["checks"]["completeness"]["observed"] == {"lost": 7}
+    assert verdict["notes"] == [f"1 {KINDS['added'].says} (mlp 1): extra"]
+    assert [(f["kind"], f["failure_class"], f["names"]) for f in verdict["findings"]] == [
+        ("lost", "QUANT_COVERAGE_FAILURE", list("abcdef")),
+        ("added", None, ["extra"]),
+    ]
+
+
+def test_checkpoint_names_the_worst_of_what_was_measured() -> None:
+    worst = [
+        {"name": "good", "value": 5.9, "detail": ""},
+        {"name": "bad", "value": 6.1, "detail": "3 dB, not 9"},
+        {"name": "worse", "value": 12.0, "detail": ""},
+    ]
+    verdict = evaluate_checkpoint(checkpoint(**sqnr({"5": 1, "6": 1, "12": 1}, worst)))
+    detail = verdict["detail"]
+    assert detail.startswith("2 ")
+    assert detail.index("worse (12 dB") < detail.index("bad (3 dB, not 9)")
+    assert "good" not in detail
+
+
+def test_checkpoint_says_so_where_a_finding_is_of_no_kind_known() -> None:
+    summary = checkpoint(findings=[finding("unheard_of"), finding("FP8")])
+    assert evaluate_checkpoint(summary)["notes"] == [
+        "a finding of a kind that this gate does not know: 'unheard_of'"
+    ]
+
+
+@pytest.mark.parametrize("name", [*KINDS, *MEASURES])
+def test_every_kind_belongs_to_a_check_and_can_be_said(name: str) -> None:
+    kind = KINDS.get(name) or MEASURES[name]
+    assert (kind.name, kind.check in CHECKS, bool(kind.says)) == (name, True, True)
+    assert (name in KINDS) is not (name in MEASURES)
+
+
+def test_layers_are_named_once_where_intent_was_examined() -> None:
+    found = finding("left_unquantized", names=["model.layers.0.mlp.up_proj"])
+    summary = checkpoint(findings=[found], examined=["intent"], **layers(unexpected_unquantized=1))
+    verdict = evaluate_checkpoint(summary)
+    assert not verdict["checks"]["unexpected_unquantized"]["passed"]
+    assert verdict["detail"].count("1 layer(s)") == 1
 
 
 def test_checkpoint_names_the_layers_behind_a_count() -> None:
