@@ -45,8 +45,8 @@ def _without_weights(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("break_it", "problem"),
     [
-        (lambda d: (d / "model-1.safetensors").unlink(), "does not exist"),
-        (_cut, "cannot lie at bytes"),
+        (lambda d: (d / "model-1.safetensors").unlink(), "do not exist: model-1"),
+        (_cut, "beyond the end of their file: model-1"),
         (_overlapping, "overlaps"),
         (_without_weights, "holds no safetensors weights"),
         (lambda d: (d / INDEX_FILE).write_text('{"weight_map": {}}'), "weight_map"),

@@ -12,12 +12,9 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from gates.findings import KINDS, MEASURES
+from gates.findings import KINDS, MEASURES, WHOLE
 
 NAMES_SHOWN = 20
-
-WHOLE = "checkpoint"
-"""Group of what concerns a file or the checkpoint as a whole."""
 
 
 class Findings:

@@ -12,7 +12,7 @@ from typing import Any
 
 from conductor.probes.formats import MODELOPT_FILE, compressed_tensors, modelopt
 from conductor.probes.reading import ProbeError, read_object
-from conductor.probes.safetensors_header import read_weights
+from conductor.probes.safetensors_header import read_whole
 from gates.evidence import Bucket
 
 __all__ = ["ProbeError", "check_weights", "quantized_format"]
@@ -36,11 +36,11 @@ def check_weights(directory: Path) -> None:
     """Check that a checkpoint's weights are whole: every shard there, every tensor inside it.
 
     Raises:
-        ProbeError: it is no directory, a shard or tensor that the index names is absent, a file
-            is truncated, tensors overlap, or there are none.
+        ProbeError: it is no directory, there are no weights, or anything is wrong with them that
+            would fail a candidate: a shard or tensor that the index names is absent, a file is
+            truncated, tensors overlap, ...
     """
-    _require_directory(directory)
-    read_weights(directory)
+    read_whole(directory)
 
 
 def quantized_format(directory: Path) -> tuple[str, str] | None:
