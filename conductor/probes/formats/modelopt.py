@@ -8,135 +8,282 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from conductor.probes.formats.layout import UNQUANTIZED, Format, Layout
+from conductor.probes.formats.layout import UNDECLARED, UNQUANTIZED, Format, Layout, Scheme
+from conductor.probes.formats.scaled import (
+    E4M3_DTYPES,
+    E8M0_DTYPES,
+    FLOAT4,
+    FLOAT8,
+    INTEGER8,
+    ROW_NIBBLES,
+    Scaled,
+)
+from conductor.probes.safetensors_header import Tensor
 
 METHOD = "modelopt"
 
-LAYOUTS = (
-    Layout(
-        precision="NVFP4",
-        dtype="U8",
-        pack=(1, 2),
-        scale_dtypes=("F8_E4M3",),
-        group=16,
-        needs=("weight_scale_2",),
-    ),
-    Layout(precision="MXFP4", dtype="U8", pack=(1, 2), scale_dtypes=("U8", "F8_E8M0"), group=32),
-    Layout(precision="INT4", dtype="U8", pack=(2, 1)),
-    Layout(precision="FP8", dtype="F8_E4M3"),
-    Layout(precision="INT8", dtype="I8"),
+_layout = partial(
+    Scaled,
+    input_scale="input_scale",
+    column_scale="pre_quant_scale",
 )
 
-PRECISION_OF_ALGORITHM: Mapping[str, str] = {
-    "FP8": "FP8",
-    "FP8_PER_CHANNEL_PER_TOKEN": "FP8",
-    "FP8_PB_WO": "FP8",
-    "FP8_PB_REAL": "FP8",
-    "NVFP4": "NVFP4",
-    "NVFP4_AWQ": "NVFP4",
-    "NVFP4_SVD": "NVFP4",
-    "W4A16_NVFP4": "NVFP4",
-    "W4A8_NVFP4_FP8": "NVFP4",
-    "MXFP4": "MXFP4",
-    "W4A8_MXFP4_FP8": "MXFP4",
-    "W4A16_AWQ": "INT4",
-    "W4A8_AWQ": "INT4",
-    "W8A8_SQ_PER_CHANNEL": "INT8",
-    "W8A16": "INT8",
+LAYOUTS: tuple[Layout, ...] = (
+    _layout(
+        precision="NVFP4",
+        code=FLOAT4,
+        scale_dtypes=E4M3_DTYPES,
+        grouped=True,
+        whole="weight_scale_2",
+        low_rank=("svdquant_lora_b", "svdquant_lora_a"),
+    ),
+    _layout(precision="MXFP4", code=FLOAT4, scale_dtypes=E8M0_DTYPES, grouped=True),
+    _layout(precision="INT4", code=ROW_NIBBLES, extra=frozenset({"weight_scale_2"})),
+    _layout(precision="FP8", code=FLOAT8, step=(128, 128)),
+    _layout(precision="MXFP8", code=FLOAT8, scale_dtypes=E8M0_DTYPES, grouped=True),
+    _layout(precision="INT8", code=INTEGER8),
+)
+
+_CACHE_PARTS = frozenset({"k_scale", "v_scale", "k_bias", "v_bias", "q_scale"})
+"""Scales of the key-value cache, which ModelOpt writes beside the weights of ``k_proj``,
+``v_proj``."""
+
+
+def _static(precision: str, activations: str, group_size: int | None = None) -> Scheme:
+    return Scheme(precision=precision, activations=activations, static=True, group_size=group_size)
+
+
+SCHEMES: Mapping[str, Scheme] = {
+    "FP8": _static("FP8", "FP8"),
+    "FP8_PER_CHANNEL_PER_TOKEN": Scheme(precision="FP8", activations="FP8"),
+    "FP8_PB_WO": Scheme(precision="FP8"),
+    "FP8_PB_REAL": Scheme(precision="FP8", activations="FP8"),
+    "NVFP4": _static("NVFP4", "NVFP4", 16),
+    "NVFP4_AWQ": _static("NVFP4", "NVFP4", 16),
+    "NVFP4_SVD": _static("NVFP4", "NVFP4", 16),
+    "W4A16_NVFP4": Scheme(precision="NVFP4", group_size=16),
+    "W4A8_NVFP4_FP8": _static("NVFP4", "FP8", 16),
+    "MXFP4": Scheme(precision="MXFP4", activations="MXFP4", group_size=32),
+    "W4A8_MXFP4_FP8": _static("MXFP4", "FP8", 32),
+    "MXFP8": Scheme(precision="MXFP8", activations="MXFP8", group_size=32),
+    "W4A16_AWQ": Scheme(precision="INT4", group_size=128),
+    "W4A8_AWQ": _static("INT4", "FP8", 128),
+    "W8A8_SQ_PER_CHANNEL": _static("INT8", "INT8"),
+    "W8A16": Scheme(precision="INT8"),
 }
-"""Weight precision of each ``quant_algo`` that ModelOpt 0.47 writes."""
+"""What each ``quant_algo`` that ModelOpt 0.47 writes stands for."""
 
 MIXED = "MIXED_PRECISION"
 
+_PRECISIONS = {scheme.precision for scheme in SCHEMES.values()} | {UNQUANTIZED}
 
-def read(in_config: Mapping[str, Any] | None, in_file: Mapping[str, Any] | None) -> Format:
+
+def read(
+    stated: Mapping[str, Any], beside: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> Format:
     """Return the format that ``quantization_config`` and ``hf_quant_config.json`` declare.
 
-    Either may be absent; a difference between them is a problem of the checkpoint.
+    Either may be empty; a difference between them is a problem of the checkpoint.
     """
-    spellings = []
-    if in_config is not None:
-        spellings.append((in_config, _texts(in_config.get("ignore"))))
-    if in_file is not None:
-        quantization = in_file.get("quantization")
-        stated = quantization if isinstance(quantization, Mapping) else {}
-        spellings.append((stated, _texts(stated.get("exclude_modules"))))
-    facts = [
-        (
-            _algorithm(stated),
-            sorted(excluded),
-            _layers(stated.get("quantized_layers")),
-        )
-        for stated, excluded in spellings
-    ]
-    problems: tuple[str, ...] = ()
-    if any(fact != facts[0] for fact in facts):
-        problems = ("hf_quant_config.json and config.json declare different quantization",)
-    algorithm, excluded, layers = facts[0]
+    spellings = [_facts(each) for each in (stated, beside) if each]
+    facts = spellings[0]
+    schemes = [facts.scheme, *facts.layers.values()]
+    strange = {each.precision for each in schemes} - _PRECISIONS
     return Format(
-        name=f"ModelOpt {algorithm}",
+        name=f"ModelOpt {', '.join(sorted(strange)) or facts.algorithm}",
+        known=not strange,
         layouts=LAYOUTS,
-        declared=_declaration(algorithm, excluded, layers),
-        problems=problems,
+        declared=_declaration(facts),
+        problems=_differences(*spellings),
+        kv_cache=facts.kv_cache,
+        extra_parts=_CACHE_PARTS,
     )
 
 
 def precisions(stated: Mapping[str, Any]) -> set[str]:
     """Return the precisions that one of the two configurations gives to weights."""
+    facts = _facts(stated)
+    schemes = facts.layers.values() if facts.algorithm == MIXED else [facts.scheme]
+    return {scheme.precision for scheme in schemes} - {UNQUANTIZED, ""}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Facts:
+    """What one of the two configurations says, in the words of neither."""
+
+    algorithm: str
+    scheme: Scheme
+    group_size: int | None
+    excluded: tuple[str, ...]
+    layers: Mapping[str, Scheme]
+    kv_cache: str | None
+
+
+def _facts(stated: Mapping[str, Any]) -> _Facts:
+    inner = stated.get("quantization")
+    if isinstance(inner, Mapping):
+        stated = inner
     algorithm = _algorithm(stated)
-    named = _layers(stated.get("quantized_layers")).values()
-    algorithms = set(named) if algorithm == MIXED else {algorithm}
-    return {PRECISION_OF_ALGORITHM.get(each, each) for each in algorithms if each}
+    group_size = _group_size(stated)
+    listed = stated.get("quantized_layers")
+    layers = listed if isinstance(listed, Mapping) else {}
+    excluded = stated.get("exclude_modules", stated.get("ignore"))
+    return _Facts(
+        algorithm=algorithm,
+        scheme=_scheme(algorithm, group_size),
+        group_size=group_size,
+        excluded=tuple(sorted(set(_texts(excluded)))),
+        layers={
+            name: _scheme(_algorithm(entry), _positive(entry.get("group_size")))
+            for name, entry in layers.items()
+            if isinstance(entry, Mapping)
+        },
+        kv_cache=_kv_cache(stated),
+    )
+
+
+def _scheme(algorithm: str, group_size: int | None) -> Scheme:
+    """Return what an algorithm stands for; one that is not known stands for itself."""
+    if not algorithm or algorithm == MIXED:
+        return UNDECLARED
+    scheme = SCHEMES.get(algorithm, Scheme(precision=algorithm))
+    return scheme if group_size is None else replace(scheme, group_size=group_size)
 
 
 def _algorithm(stated: Mapping[str, Any]) -> str:
     return str(stated.get("quant_algo") or "").upper()
 
 
+def _group_size(stated: Mapping[str, Any]) -> int | None:
+    """Return the columns per scale, which ``config.json`` states with each group of targets."""
+    groups = stated.get("config_groups")
+    first = next(iter(groups.values()), None) if isinstance(groups, Mapping) else None
+    weights = first.get("weights") if isinstance(first, Mapping) else None
+    within = weights.get("group_size") if isinstance(weights, Mapping) else None
+    return _positive(stated.get("group_size")) or _positive(within)
+
+
+def _positive(value: Any) -> int | None:
+    return value if type(value) is int and value > 0 else None
+
+
+def _kv_cache(stated: Mapping[str, Any]) -> str | None:
+    """Return the precision of the key-value cache, spelled in either manner."""
+    value = stated.get("kv_cache_quant_algo") or stated.get("kv_cache_scheme")
+    if isinstance(value, Mapping):
+        kind = "FP" if value.get("type") == "float" else "INT"
+        return f"{kind}{value.get('num_bits')}"
+    return str(value).upper() if value else None
+
+
 def _texts(value: Any) -> list[str]:
     return [entry for entry in value if isinstance(entry, str)] if isinstance(value, list) else []
 
 
-def _layers(value: Any) -> dict[str, str]:
-    """Return the algorithm of each module that is listed by name."""
-    listed = value if isinstance(value, Mapping) else {}
-    return {name: _algorithm(entry) for name, entry in listed.items() if isinstance(entry, Mapping)}
+def _differences(*spellings: _Facts) -> tuple[str, ...]:
+    """Say where ``config.json`` and ``hf_quant_config.json`` contradict each other.
+
+    A group size that only one of them states is no contradiction: ``config.json`` has no place
+    for that of most algorithms.
+    """
+    if len(spellings) < 2:
+        return ()
+    first, second = spellings
+    rows: list[tuple[str, Any, Any]] = [
+        ("quant_algo", first.algorithm, second.algorithm),
+        ("the kv cache's algorithm", first.kv_cache, second.kv_cache),
+        ("quantized_layers", *_unlike(first.layers.items(), second.layers.items())),
+        ("excluded modules", *_unlike(first.excluded, second.excluded)),
+    ]
+    if None not in (first.group_size, second.group_size):
+        rows.append(("group_size", first.group_size, second.group_size))
+    return tuple(
+        f"config.json says {here or 'nothing'}, {there or 'nothing'} says hf_quant_config.json: "
+        f"{what}"
+        for what, here, there in rows
+        if here != there
+    )
 
 
-def _declaration(
-    algorithm: str, excluded: list[str], layers: Mapping[str, str]
-) -> Callable[[str], str]:
-    is_excluded = _matcher(excluded)
-
-    def declared(module: str) -> str:
-        named = layers.get(module, "") if algorithm == MIXED else algorithm
-        if not named or is_excluded(module):
-            return UNQUANTIZED
-        return PRECISION_OF_ALGORITHM.get(named, named)
-
-    return declared
+def _unlike(here: Iterable[Any], there: Iterable[Any]) -> tuple[str, str]:
+    """Return the first few entries that only one side has, as text."""
+    first, second = list(here), list(there)
+    sides = ([e for e in first if e not in second], [e for e in second if e not in first])
+    shown = (", ".join(map(_show, side[:3])) + (", ..." if side[3:] else "") for side in sides)
+    one, other = shown
+    return one, other
 
 
-def _matcher(patterns: list[str]) -> Callable[[str], bool]:
+def _show(entry: Any) -> str:
+    return entry if isinstance(entry, str) else f"{entry[0]} {entry[1].precision}"
+
+
+def _declaration(facts: _Facts) -> Callable[[str], Scheme]:
+    is_excluded = _matcher(facts.excluded)
+
+    def uniform(module: str) -> Scheme:
+        return UNDECLARED if is_excluded(module) else facts.scheme
+
+    def mixed(module: str) -> Scheme:
+        scheme = _of_ancestor(facts.layers, module)
+        return UNDECLARED if scheme is None or is_excluded(module) else scheme
+
+    return mixed if facts.algorithm == MIXED else uniform
+
+
+def _of_ancestor(layers: Mapping[str, Scheme], module: str) -> Scheme | None:
+    """Return the scheme listed for a module, or for one that holds it, as for fused experts."""
+    while module:
+        if module in layers:
+            return layers[module]
+        module = module.rpartition(".")[0]
+    return None
+
+
+def _matcher(patterns: Iterable[str]) -> Callable[[str], bool]:
     """Return whether a module is excluded: exactly, by a run of whole components, or by a glob.
 
     Whole components, so that ``model.layers.1`` is not taken to exclude ``model.layers.10``.
+    There may be a hundred patterns and a hundred thousand modules, so that patterns are looked up
+    by how they begin: a name by its first component, a glob by what stands before its wildcard.
     """
-    plain = {pattern for pattern in patterns if not set(pattern) & set("*?[")}
-    globs = [pattern for pattern in patterns if pattern not in plain]
-    expressions = [fnmatch.translate(pattern) for pattern in globs]
-    matches_glob = re.compile("|".join(expressions)).match if expressions else lambda _: None
-    lengths = sorted({pattern.count(".") + 1 for pattern in plain})
+    globs = [pattern for pattern in patterns if set(pattern) & set("*?[")]
+    names = {pattern.strip(".") for pattern in patterns} - set(globs)
+    lengths: dict[str, set[int]] = defaultdict(set)
+    for name in names:
+        lengths[name.partition(".")[0]].add(name.count(".") + 1)
+    by_prefix: dict[str, list[str]] = defaultdict(list)
+    for glob in globs:
+        by_prefix[re.split(r"[*?[]", glob, maxsplit=1)[0]].append(glob)
+    tests = {prefix: [_test(glob) for glob in found] for prefix, found in by_prefix.items()}
+    sizes = sorted({len(prefix) for prefix in tests})
 
-    def matches(module: str) -> bool:
+    def named(module: str) -> bool:
         components = module.split(".")
-        return matches_glob(module) is not None or any(
-            ".".join(components[start : start + length]) in plain
-            for length in lengths
-            for start in range(len(components) - length + 1)
+        return any(
+            ".".join(components[start : start + length]) in names
+            for start, component in enumerate(components)
+            if component in lengths
+            for length in lengths[component]
         )
 
+    def matches(module: str) -> bool:
+        for size in sizes:
+            for literal, expression in tests.get(module[:size], ()):
+                if literal in module and expression(module):
+                    return True
+        return named(module)
+
     return matches
+
+
+def _test(glob: str) -> tuple[str, Callable[[str], Any]]:
+    """Return the longest text that a module needs to have in it, and the whole test."""
+    literals = re.split(r"\*|\?|\[.*", glob)
+    return max(literals, key=len), re.compile(fnmatch.translate(glob)).match
