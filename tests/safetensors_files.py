@@ -146,6 +146,7 @@ _PACK = {
     "modelopt-int8": lambda o, i: {
         "weight": ("I8", (o, i)),
         "weight_scale": ("F32", (o,)),
+        "input_scale": ("F32", ()),
         "pre_quant_scale": ("BF16", (i,)),
     },
     "modelopt-int4": lambda o, i: {
@@ -184,9 +185,12 @@ def modelopt_config(algorithm: str | None, *ignore: str, **more: Any) -> dict[st
 
 def ct_config(bits: int, kind: str, group: int | None = None, *ignore: str) -> dict[str, Any]:
     weights = {"num_bits": bits, "type": kind, "group_size": group}
+    quantized_inputs = {**weights, "dynamic": True}
+    inputs = None if (bits, kind) == (4, "int") else quantized_inputs
+    scheme = {"targets": ["Linear"], "weights": weights, "input_activations": inputs}
     return {
         "quant_method": "compressed-tensors",
         "format": "any",
-        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+        "config_groups": {"group_0": scheme},
         "ignore": ["lm_head", *ignore],
     }

@@ -1,4 +1,4 @@
-"""Which parts of a model a tensor belongs to, told from its name and shape alone.
+"""Which part of a model a module is, told from its name alone.
 
 What a recipe means is computed from the source's own linear modules, never from the list that an
 exporter wrote: that list names whatever ended up unquantized, and so can not show a layer missed.
@@ -7,13 +7,12 @@ exporter wrote: that list names whatever ended up unquantized, and so can not sh
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from conductor.probes.safetensors_header import Tensor
-from gates.criteria import UNKNOWN_KIND
+from gates.criteria import MODULE_KINDS, UNKNOWN_KIND
 
 OTHER = "other"
 """Kind of a matrix outside the decoder layers that no rule names; recipes leave it alone."""
@@ -65,54 +64,76 @@ _PARTS = tuple((kind, re.compile(rule)) for kind, rule in _LAYER_RULES)
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 _LAYER_NUMBER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
-_FUSED_EXPERTS = re.compile(r"\.experts\.\w+(?<!_bias)$")
-FUSED_PROJECTIONS: Mapping[str, tuple[str, ...]] = {"gate_up_proj": ("gate_proj", "up_proj")}
-"""Projections that one fused tensor holds; others hold the one they are named after."""
+_FUSED_BY_ENGINES: Mapping[str, tuple[str, ...]] = {
+    "q, k and v": ("q_proj", "k_proj", "v_proj", "wq", "wk", "wv"),
+    "q_a and kv_a": ("q_a_proj", "kv_a_proj_with_mqa"),
+    "gate and up": ("gate_proj", "up_proj", "w1", "w3"),
+    "in_proj_qkvz": ("in_proj_qkv", "in_proj_z"),
+    "in_proj_ba": ("in_proj_b", "in_proj_a"),
+}
+"""Linears of one parent that engines load into one matrix, which has one precision."""
+
+EXPERTS = "experts"
+"""Kind, and fused group: an engine runs all experts of a layer with one kernel."""
+
+_GROUP_OF = {leaf: group for group, leaves in _FUSED_BY_ENGINES.items() for leaf in leaves}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Linear:
-    """One weight matrix of the source, or the fused matrices of all experts of a layer.
+@dataclass(frozen=True, eq=False, slots=True)
+class Traits:
+    """What the name of a module tells.
 
-    ``tensor`` is the source's tensor; for fused experts [experts, rows, columns] or
-    [experts, columns, rows]. ``layers`` counts the linears in it: experts times projections.
+    ``linear`` is true where it certainly is a linear module, to which engines apply what a
+    configuration declares; of routers and embeddings no file tells. ``group`` names what engines
+    fuse it with.
     """
 
-    module: str
     kind: str
-    tensor: Tensor
-    layers: int = 1
-
-    @property
-    def fused(self) -> bool:
-        """Tell whether this is a tensor of all experts."""
-        return len(self.tensor.shape) == 3
+    linear: bool
+    group: str | None
 
 
-def linears(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Iterator[Linear]:
-    """Yield every weight matrix of a source: 2-D ``.weight`` tensors and fused 3-D experts."""
-    layer_count = _layer_count(config)
-    for name, tensor in tensors.items():
-        if len(tensor.shape) == 2 and name.endswith(".weight"):
-            module = name.removesuffix(".weight")
-            yield Linear(module=module, kind=kind_of(module, layer_count), tensor=tensor)
-        elif len(tensor.shape) == 3 and _FUSED_EXPERTS.search(name):
-            projections = FUSED_PROJECTIONS.get(name.rpartition(".")[2], ("",))
-            yield Linear(
-                module=name,
-                kind=kind_of(name, layer_count),
-                tensor=tensor,
-                layers=tensor.shape[0] * len(projections),
-            )
+class Names:
+    """The traits of modules by name, worked out once for all names that differ in numbers only."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        """Take the number of decoder layers, past which layers predict further tokens."""
+        self._layer_count = layer_count(config)
+        self._by_parent: dict[str, dict[str, Traits]] = {}
+        self._by_pattern: dict[tuple[str, bool], dict[str, Traits]] = {}
+
+    def traits(self, module: str) -> Traits:
+        """Return the traits of a module."""
+        parent, _, leaf = module.rpartition(".")
+        known = self._by_parent.get(parent)
+        if known is None:
+            pattern = _NUMBER.sub("N", parent)
+            further = _predicts_further(f"{parent}.", self._layer_count)
+            known = self._by_pattern.setdefault((pattern, further), {})
+            self._by_parent[parent] = known
+        traits = known.get(leaf)
+        if traits is None:
+            traits = known[leaf] = _traits(module, self._layer_count)
+        return traits
 
 
-def kind_of(module: str, layer_count: int | None = None) -> str:
-    """Return the kind of a module; layers beyond ``layer_count`` predict further tokens."""
+def _traits(module: str, layers: int | None) -> Traits:
+    kind = kind_of(module, layers)
+    part = _part_of(_NUMBER.sub("N", module))
+    is_linear = part in MODULE_KINDS or kind == "lm_head"
+    group = EXPERTS if part == EXPERTS else _GROUP_OF.get(module.rpartition(".")[2])
+    return Traits(kind=kind, linear=is_linear, group=group if is_linear else None)
+
+
+def kind_of(module: str, layers: int | None = None) -> str:
+    """Return the kind of a module; decoder layers beyond ``layers`` predict further tokens."""
     kind = _kind_of_pattern(_NUMBER.sub("N", module))
-    number = _LAYER_NUMBER.search(module)
-    if layer_count is not None and number and kind != "vision":
-        return "mtp" if int(number[1]) >= layer_count else kind
-    return kind
+    return "mtp" if kind != "vision" and _predicts_further(module, layers) else kind
+
+
+def _predicts_further(module: str, layers: int | None) -> bool:
+    number = _LAYER_NUMBER.search(module) if layers is not None else None
+    return number is not None and layers is not None and int(number[1]) >= layers
 
 
 @lru_cache(maxsize=4096)
@@ -120,18 +141,27 @@ def _kind_of_pattern(pattern: str) -> str:
     for kind, rule in _PLACES:
         if rule.search(pattern):
             return kind
-    if _LAYER.search(pattern):
-        for kind, rule in _PARTS:
-            if rule.search(pattern):
-                return kind
-        return UNKNOWN_KIND
-    return OTHER
+    return (_part_of(pattern) or UNKNOWN_KIND) if _LAYER.search(pattern) else OTHER
 
 
-def _layer_count(config: Mapping[str, Any]) -> int | None:
+def _part_of(pattern: str) -> str | None:
+    """Return which part of a layer a name is, were it in a decoder layer."""
+    return next((kind for kind, rule in _PARTS if rule.search(pattern)), None)
+
+
+def layer_count(config: Mapping[str, Any]) -> int | None:
     """Return the number of decoder layers, also of a model whose text part is nested."""
+    return _whole_number(config, "num_hidden_layers")
+
+
+def hidden_size(config: Mapping[str, Any]) -> int | None:
+    """Return the width of the decoder, also of a model whose text part is nested."""
+    return _whole_number(config, "hidden_size")
+
+
+def _whole_number(config: Mapping[str, Any], field: str) -> int | None:
     for part in (config, config.get("text_config")):
-        count = part.get("num_hidden_layers") if isinstance(part, Mapping) else None
-        if type(count) is int:
-            return count
+        number = part.get(field) if isinstance(part, Mapping) else None
+        if type(number) is int:
+            return number
     return None

@@ -1,0 +1,242 @@
+"""Find what the candidate has lost of its source, and what it has beside it.
+
+Every tensor of the source is present, part of a matrix that is stored another way, or knowingly
+left out. What a matrix is stored as is another question; here it counts that it is there.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator
+
+from conductor.probes.contents import FUSED_PROJECTIONS, Contents, Form
+from conductor.probes.findings import Findings
+from conductor.probes.formats.layout import FLOAT_DTYPES, PLAIN, Format
+from conductor.probes.intent import Intent
+from conductor.probes.matching import Match
+from conductor.probes.modules import Names
+from conductor.probes.safetensors_header import Tensor
+
+COMPUTED_PARTS = frozenset({"inv_freq", "cos_cached", "sin_cached", "masked_bias", "position_ids"})
+"""Tables that loaders compute, which old checkpoints store."""
+
+_TIED_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in")
+
+
+def find_losses(
+    matches: list[Match],
+    source: Contents,
+    candidate: Contents,
+    source_format: Format,
+    findings: Findings,
+    *,
+    tied: bool,
+    broken: Collection[str] = (),
+) -> None:
+    """Note tensors of the source that are lost, reshaped or left out.
+
+    ``tied`` models store their head or their embeddings. Modules among ``broken`` have tensors
+    that are not whole, which is said elsewhere.
+    """
+    losses = _Losses(source, candidate, source_format, findings, broken)
+    present = {match.traits.kind for match in matches if match.candidate is not None}
+    for match in matches:
+        if match.candidate is not None:
+            losses.compare(match)
+        elif tied and _is_made_from_other(match, present):
+            for part in source.parts[match.source]:
+                name = source.tensor_name(match.source, part)
+                findings.add("not_stored", name, match.traits.kind)
+        else:
+            losses.report(match)
+
+
+def _is_made_from_other(match: Match, present: Collection[str]) -> bool:
+    """Tell whether a lost module is the head or the embeddings, and the other one is there."""
+    if match.traits.kind == "lm_head":
+        return "embeddings" in present
+    return match.source.rpartition(".")[2] in _TIED_EMBEDDINGS and "lm_head" in present
+
+
+class _Losses:
+    """Compares the tensors of modules that stand for each other."""
+
+    def __init__(
+        self,
+        source: Contents,
+        candidate: Contents,
+        source_format: Format,
+        findings: Findings,
+        broken: Collection[str],
+    ) -> None:
+        self._source = source
+        self._candidate = candidate
+        self._format = source_format
+        self._findings = findings
+        self._broken = broken
+        self._ordinary: dict[tuple[Form, bool], tuple[str, ...]] = {}
+
+    def compare(self, match: Match) -> None:
+        """Compare what a module has beside a matrix that may be stored another way."""
+        ordinary = self._ordinary_parts(match, self._source.forms[match.source])
+        if not ordinary:
+            return
+        before = self._source.parts[match.source]
+        after = self._candidate.parts[match.candidate or ""]
+        for part in ordinary:
+            self._compare(match, part, before[part], after.get(part))
+
+    def report(self, match: Match) -> None:
+        """Note a module that is lost with all its tensors."""
+        if match.source_slice is not None:
+            parent, _, leaf = match.source.rpartition(".")
+            expert, place, _ = match.source_slice
+            projection = FUSED_PROJECTIONS.get(leaf, (leaf,))[place]
+            self._lose(match, f"{parent}.{expert}.{projection}")
+            return
+        for part in self._source.parts[match.source]:
+            if match.matrix is None or part in self._essential(match):
+                self._compare(match, part, self._source.parts[match.source][part], None)
+
+    def _essential(self, match: Match) -> Collection[str]:
+        """Return the parts that make a lost matrix worth naming: its weight, and its bias."""
+        form = self._source.forms[match.source]
+        ordinary = self._ordinary_parts(match, form)
+        weight = max(form.parts, key=lambda part: form.parts[part].size_bytes)
+        return {*ordinary, weight}
+
+    def _ordinary_parts(self, match: Match, form: Form) -> tuple[str, ...]:
+        """Return the parts that must be in the candidate as they are.
+
+        A bias is one, also of a matrix; the scales of a matrix that the source has quantized are
+        none.
+        """
+        key = form, match.matrix is None
+        found = self._ordinary.get(key)
+        if found is None:
+            found = self._ordinary[key] = tuple(self._find_ordinary(match, form))
+        return found
+
+    def _find_ordinary(self, match: Match, form: Form) -> Iterator[str]:
+        matrix = match.matrix
+        if matrix is None:
+            yield from form.parts
+            return
+        layout = matrix.layout
+        for part in form.parts:
+            is_own = part == "weight" or (layout is not None and part in layout.part_names)
+            is_scale = layout is not PLAIN and self._format.explains(part)
+            if part == "bias" or not (is_own or is_scale or "scale" in part):
+                yield part
+
+    def _compare(self, match: Match, part: str, before: Tensor, after: Tensor | None) -> None:
+        name = self._source.tensor_name(match.source, part)
+        if after is None:
+            if part in COMPUTED_PARTS or self._is_cache_scale(match, part):
+                self._findings.add("not_stored", name, match.traits.kind)
+            elif match.source not in self._broken and match.candidate not in self._broken:
+                self._lose(match, name)
+            return
+        shape = _expected_shape(match, part, before, after)
+        if shape != after.shape:
+            self._reshape(match, name, list(before.shape), list(after.shape))
+        elif after.dtype != before.dtype and not {after.dtype, before.dtype} <= {*FLOAT_DTYPES}:
+            self._reshape(match, name, before.dtype, after.dtype)
+
+    def _is_cache_scale(self, match: Match, part: str) -> bool:
+        return match.matrix is None and part in self._format.extra_parts
+
+    def _lose(self, match: Match, name: str) -> None:
+        self._findings.add("lost", name, match.traits.kind)
+
+    def _reshape(self, match: Match, name: str, before: object, after: object) -> None:
+        self._findings.add("reshaped", f"{name} ({before} is now {after})", match.traits.kind)
+
+
+def _expected_shape(match: Match, part: str, before: Tensor, after: Tensor) -> tuple[int, ...]:
+    """Return the shape that a part must have, where experts lie apart on one side only."""
+    if match.source_slice is not None and part == "bias" and before.shape:
+        return (before.shape[-1] // match.source_slice.projections,)
+    if match.candidate_slice is not None and part == "bias" and before.shape:
+        return (*after.shape[:1], before.shape[-1] * match.candidate_slice.projections)
+    return before.shape
+
+
+_CACHE_SCALES = ("k_scale", "v_scale")
+
+
+def find_cache_gaps(candidate: Contents, names: Names, findings: Findings) -> None:
+    """Name attention modules without a scale of the key-value cache that others have.
+
+    The scales lie beside the projections, or in the module that holds those.
+    """
+    scales: dict[str, set[str]] = defaultdict(set)
+    for module, parts in candidate.parts.items():
+        parent, _, leaf = module.rpartition(".")
+        attention = parent if leaf in ("k_proj", "v_proj") else module
+        found = {part for part in _CACHE_SCALES if part in parts}
+        if found or (leaf == "k_proj" and names.traits(module).kind == "attention.qkv"):
+            scales[attention] |= found
+    wanted = set().union(*scales.values())
+    for attention, found in scales.items():
+        for part in sorted(wanted - found):
+            findings.add("missing_companion", f"{attention} (without {part})", "attention.qkv")
+
+
+def find_additions(
+    matches: list[Match],
+    intent: Intent,
+    source: Contents,
+    candidate: Contents,
+    checkpoint_format: Format,
+    names: Names,
+    findings: Findings,
+) -> None:
+    """Note tensors of the candidate that neither the source nor its format explains."""
+    used = {match.candidate for match in matches}
+    for module, parts in candidate.parts.items():
+        if module in used:
+            continue
+        for part in parts:
+            if part not in checkpoint_format.extra_parts and part not in COMPUTED_PARTS:
+                findings.add(
+                    "added", candidate.tensor_name(module, part), names.traits(module).kind
+                )
+    explained = _Explained(checkpoint_format)
+    plain = {layer.match.candidate for layer in intent.layers if layer.outcome.layout is PLAIN}
+    for match in matches:
+        if match.candidate is None:
+            continue
+        before = source.forms[match.source]
+        after = candidate.forms[match.candidate]
+        is_quantized = match.matrix is not None and match.candidate not in plain
+        for part in explained.beside(before, after, is_quantized=is_quantized):
+            name = candidate.tensor_name(match.candidate, part)
+            findings.add("added", name, match.traits.kind)
+
+
+class _Explained:
+    """Parts of a module that neither the source nor the format explains, once for each form."""
+
+    def __init__(self, checkpoint_format: Format) -> None:
+        self._format = checkpoint_format
+        self._beside: dict[tuple[Form, Form, bool], tuple[str, ...]] = {}
+
+    def beside(self, before: Form, after: Form, *, is_quantized: bool) -> tuple[str, ...]:
+        """Return the unexplained parts of ``after``."""
+        key = before, after, is_quantized
+        found = self._beside.get(key)
+        if found is None:
+            found = self._beside[key] = tuple(
+                part
+                for part in after.parts
+                if part not in before.parts
+                and part != "weight"
+                and not self._explains(part, is_quantized=is_quantized)
+            )
+        return found
+
+    def _explains(self, part: str, *, is_quantized: bool) -> bool:
+        if part in self._format.extra_parts:
+            return True
+        return is_quantized and (not self._format.known or self._format.explains(part))

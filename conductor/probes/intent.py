@@ -1,0 +1,405 @@
+"""Hold three accounts of every layer against each other: what is meant, what is, what is declared.
+
+What is meant follows from the source's matrices and the recipe, what is from the candidate's
+tensors, what is declared from its configuration. No two of them will do: exporters write their list
+of exceptions from whatever ended up unquantized, so the last two agree on a layer that was missed.
+
+A layer has one outcome, the one that tells most about it. Outcomes are worked out once for all
+layers that are alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from conductor.probes.contents import WEIGHT_PARTS, Contents, Form, expert_parts, experts_in
+from conductor.probes.findings import Findings
+from conductor.probes.formats.layout import (
+    PLAIN,
+    UNDECLARED,
+    UNQUANTIZED,
+    Format,
+    Layout,
+    Parts,
+    Scheme,
+    describe,
+)
+from conductor.probes.matching import PREFIXES, Match, common_name, without_prefix
+from conductor.probes.modules import EXPERTS, OTHER, Traits
+from gates.criteria import SIXTEEN_BITS, UNKNOWN_KIND, Recipe
+from gates.evidence import Bucket
+
+LEFT_ALONE, UNEXPECTED, MISMATCH = (
+    "BF16_or_excluded",
+    "unexpected_unquantized",
+    "declaration_mismatch",
+)
+COUNTS = ("NVFP4", "FP8", "INT4", "INT8")
+"""Precisions that are counted whether or not there are any; others where there are some."""
+
+_MEMBERS_SHOWN = 4
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class Outcome:
+    """What became of a layer.
+
+    ``count`` is the count it belongs to and ``kind`` the finding about it, with a ``remark`` for
+    the reader. ``other_activations`` is a remark of its own. ``layout`` is ``None`` where it is
+    none known; ``turned`` tells how a fused tensor lies. ``group_size`` is ``None`` unless it is
+    another than expected.
+    """
+
+    count: str
+    kind: str | None = None
+    remark: str = ""
+    other_activations: str = ""
+    layout: Layout | None = None
+    turned: bool = False
+    precision: str = ""
+    group_size: int | None = None
+
+
+class Layer(NamedTuple):
+    """A matrix of the source that the candidate has, with its outcome and declaration."""
+
+    match: Match
+    outcome: Outcome
+    scheme: Scheme
+
+
+@dataclass(kw_only=True)
+class Intent:
+    """All layers of a candidate, and how many there are of each outcome."""
+
+    counts: dict[str, int]
+    layers: list[Layer] = field(default_factory=list)
+
+
+def examine(
+    matches: list[Match],
+    source: Contents,
+    candidate: Contents,
+    checkpoint_format: Format,
+    recipe: Recipe,
+    findings: Findings,
+    *,
+    broken: Collection[str] = (),
+) -> Intent:
+    """Count the layers by outcome and note all that is wrong with one.
+
+    Modules among ``broken`` have tensors that are not whole, and are left out.
+    """
+    counts = dict.fromkeys((*COUNTS, recipe.bucket, LEFT_ALONE, UNEXPECTED, MISMATCH), 0)
+    intent = Intent(counts={str(name): count for name, count in counts.items()})
+    reading = _Reading(checkpoint_format, recipe)
+    groups = _Groups()
+    unreadable: list[Layer] = []
+    for match in matches:
+        matrix, module = match.matrix, match.candidate
+        if matrix is None or module is None or module in broken:
+            continue
+        scheme = reading.declared(match)
+        outcome = reading.outcome(
+            match, source.forms[match.source], candidate.forms[module], scheme
+        )
+        layer = Layer(match, outcome, scheme)
+        intent.layers.append(layer)
+        intent.counts[outcome.count] = intent.counts.get(outcome.count, 0) + match.layers
+        if outcome.kind is not None:
+            name = f"{module} ({outcome.remark})" if outcome.remark else module
+            findings.add(outcome.kind, name, match.traits.kind, count=match.layers)
+        elif outcome.layout is None:
+            unreadable.append(layer)
+        if outcome.other_activations:
+            name = f"{module} ({outcome.other_activations})"
+            findings.add("other_activations", name, match.traits.kind, count=match.layers)
+        if match.traits.group is not None and outcome.layout is not None:
+            groups.add(match.traits, module, outcome)
+    groups.report(findings)
+    _note_unclassified(matches, findings)
+    findings.extend("contradiction", checkpoint_format.problems)
+    if unreadable or not checkpoint_format.known:
+        findings.add("unknown_format", _seen(checkpoint_format, unreadable, candidate))
+    return intent
+
+
+def _note_unclassified(matches: list[Match], findings: Findings) -> None:
+    for match in matches:
+        kind = match.traits.kind
+        if kind in (OTHER, UNKNOWN_KIND) and match.matrix is not None:
+            findings.add("unclassified", match.source, kind)
+
+
+def _seen(checkpoint_format: Format, unreadable: list[Layer], candidate: Contents) -> str:
+    """Name what cannot be read, and what its layers look like."""
+    if not unreadable:
+        return checkpoint_format.name
+    match, _, scheme = unreadable[0]
+    module = match.candidate or ""
+    declares = f" declares {scheme.precision}" if scheme.precision != UNQUANTIZED else ""
+    return (
+        f"{checkpoint_format.name}{declares}: {len(unreadable)} layer(s) such as {module} "
+        f"({describe(candidate.parts[module])})"
+    )
+
+
+class _Reading:
+    """Reads what layers are and are declared, once for all that are alike."""
+
+    def __init__(self, checkpoint_format: Format, recipe: Recipe) -> None:
+        self._format = checkpoint_format
+        self._recipe = recipe
+        self._precisions = {layout.precision for layout in checkpoint_format.layouts}
+        self._asked: dict[Traits, bool] = {}
+        self._outcomes: dict[tuple[object, ...], Outcome] = {}
+        self._views: dict[tuple[Form, bool], Parts] = {}
+
+    def declared(self, match: Match) -> Scheme:
+        """Return what the configuration gives a layer that it certainly speaks of.
+
+        Whether a router or an embedding is a linear module to the engine cannot be told from a
+        file, so for those only what they are counts.
+        """
+        traits = match.traits
+        asked = self._asked.get(traits)
+        if asked is None:
+            asked = traits.linear or self._recipe.means(traits.kind)
+            self._asked[traits] = asked
+        return self._format.declared(match.candidate or "") if asked else UNDECLARED
+
+    def outcome(self, match: Match, source: Form, stored: Form, scheme: Scheme) -> Outcome:
+        """Return what became of a layer."""
+        pieces = match.source_slice or match.candidate_slice
+        is_plain_case = scheme is UNDECLARED or self._recipe.means(match.traits.kind)
+        # Of a layer that is to be left alone and is declared quantized, the name tells more.
+        name = None if is_plain_case else match.candidate
+        key = (match.traits, match.matrix, stored, scheme, pieces and pieces.projections, name)
+        outcome = self._outcomes.get(key)
+        if outcome is None:
+            outcome = self._outcomes[key] = self._work_out(match, source, stored, scheme)
+        return outcome
+
+    def _work_out(self, match: Match, source: Form, stored: Form, scheme: Scheme) -> Outcome:
+        layout, turned, parts = self._layout(match, source, stored, scheme)
+        if not self._is_known(scheme) or not (layout is PLAIN or self._format.known):
+            return Outcome(count=MISMATCH)
+        if layout is None:
+            return self._in_no_layout(match, stored)
+        meant = self._recipe.means(match.traits.kind)
+        is_kept = layout is not PLAIN and _alike(source, stored)
+        if layout is PLAIN:
+            count, kind, remark = self._unquantized(match, scheme, meant=meant)
+        elif is_kept and not (meant and layout.precision == self._recipe.bucket):
+            count, kind, remark = self._kept(match, layout, scheme, meant=meant)
+        else:
+            count, kind, remark = self._quantized(match, layout, parts, scheme, meant=meant)
+        is_good = kind is None and count not in (LEFT_ALONE, UNEXPECTED, MISMATCH)
+        return Outcome(
+            count=count,
+            kind=kind,
+            remark=remark,
+            other_activations=self._other_activations(scheme) if is_good else "",
+            layout=layout,
+            turned=turned,
+            precision=layout.precision,
+            group_size=self._unusual_group(match, layout, parts),
+        )
+
+    def _is_known(self, scheme: Scheme) -> bool:
+        """Tell whether a declared precision is one that this format's tensors can be in.
+
+        What engines make of another cannot be told, whatever the tensors are.
+        """
+        return scheme.precision in (UNQUANTIZED, *Bucket) or scheme.precision in self._precisions
+
+    def _layout(
+        self, match: Match, source: Form, stored: Form, scheme: Scheme
+    ) -> tuple[Layout | None, bool, Parts]:
+        """Return the layout of a layer, how it is turned, and the tensors of one matrix of it."""
+        matrix = match.matrix
+        for turned, parts in self._matrices(match, stored):
+            layout = self._format.layout(parts, match.shape, scheme)
+            if layout is not None:
+                return layout, turned, parts
+        if matrix is not None and matrix.layout is not None and _alike(source, stored):
+            turned = matrix.turned
+            view = dict(self._matrices(match, stored)).get(turned, stored.parts)
+            return matrix.layout, turned, view
+        return None, False, stored.parts
+
+    def _matrices(self, match: Match, stored: Form) -> Iterator[tuple[bool, Parts]]:
+        """Yield how the tensors may be seen as [rows, columns]; as the source has them first."""
+        matrix = match.matrix
+        is_apart = match.source_slice is not None
+        if matrix is None or is_apart or not (matrix.experts or match.candidate_slice):
+            yield False, stored.parts
+            return
+        experts = experts_in(stored.parts)
+        if not experts or (matrix.experts and experts != matrix.experts):
+            return
+        for turned in (matrix.turned, not matrix.turned):
+            view = self._views.get((stored, turned))
+            if view is None:
+                view = expert_parts(stored.parts, experts, 0, turned=turned)
+                self._views[stored, turned] = view
+            yield turned, view
+
+    def _in_no_layout(self, match: Match, stored: Form) -> Outcome:
+        """Return the outcome of tensors that are no matrix of this shape."""
+        shape = PLAIN.shape(stored.parts)
+        if shape is not None:
+            remark = f"{list(match.shape)} is now {list(shape)}"
+            return Outcome(count=MISMATCH, kind="reshaped", remark=remark)
+        if not stored.parts.keys() & WEIGHT_PARTS:
+            remark = f"the weight; there are {', '.join(sorted(stored.parts))}"
+            return Outcome(count=MISMATCH, kind="lost", remark=remark)
+        return Outcome(
+            count=MISMATCH,
+            kind="unknown_layout",
+            remark=f"stored in no known layout: {describe(stored.parts)}",
+        )
+
+    def _unquantized(
+        self, match: Match, scheme: Scheme, *, meant: bool
+    ) -> tuple[str, str | None, str]:
+        is_declared = scheme.precision != UNQUANTIZED
+        remark = f"is unquantized, declared {scheme.precision}" if is_declared else ""
+        if meant:
+            is_unknown = match.traits.kind == UNKNOWN_KIND
+            remarks = (remark, "of no kind known" if is_unknown else "")
+            return UNEXPECTED, "left_unquantized", ", ".join(filter(None, remarks))
+        if is_declared and self._is_declared_everywhere(match.candidate or ""):
+            return MISMATCH, "declared_not_so", remark
+        return LEFT_ALONE, None, ""
+
+    def _is_declared_everywhere(self, module: str) -> bool:
+        """Tell whether a module is declared quantized by whatever prefix it goes.
+
+        Loaders map the names of tensors and of the configuration to their own before they compare.
+        """
+        spellings = (without_prefix(module), common_name(module))
+        names = (prefix + name for name in spellings for prefix in PREFIXES)
+        return all(self._format.declared(name).precision != UNQUANTIZED for name in names)
+
+    def _kept(
+        self, match: Match, layout: Layout, scheme: Scheme, *, meant: bool
+    ) -> tuple[str, str | None, str]:
+        """Return the outcome of a layer that is as quantized as the source has it."""
+        if meant:
+            return UNEXPECTED, "left_unquantized", f"is {layout.precision}, as in the source"
+        if match.traits.linear and scheme.precision != layout.precision:
+            return (MISMATCH, *_otherwise(layout, scheme))
+        return LEFT_ALONE, None, ""
+
+    def _quantized(
+        self, match: Match, layout: Layout, parts: Parts, scheme: Scheme, *, meant: bool
+    ) -> tuple[str, str | None, str]:
+        precision, recipe = layout.precision, self._recipe
+        if not meant:
+            remark = f"is {precision}, and the recipe leaves {match.traits.kind} alone"
+            return MISMATCH, "not_intended", remark
+        if precision != recipe.bucket and precision == scheme.precision:
+            remark = f"is {precision}, and the recipe means {recipe.bucket}"
+            return MISMATCH, "wrong_precision", remark
+        if precision != scheme.precision:
+            return (MISMATCH, *_otherwise(layout, scheme))
+        missing = layout.missing(parts, scheme)
+        if missing:
+            return MISMATCH, "missing_companion", f"without {', '.join(missing)}"
+        group = layout.group_size(parts, match.shape)
+        wanted = ((scheme.group_size, "declared"), (recipe.group_size, "and the recipe means"))
+        for size, whose in wanted:
+            if size is not None and not _is_group(group, size, match.shape[1]):
+                found = f"in groups of {group}" if group else "without groups"
+                return MISMATCH, "wrong_group_size", f"{found}, {whose} {size}"
+        return precision, None, ""
+
+    def _other_activations(self, scheme: Scheme) -> str:
+        meant, declared = self._recipe.activations, scheme.activations or SIXTEEN_BITS
+        if meant is None or meant == declared:
+            return ""
+        return f"inputs in {declared}, and the recipe means {meant}"
+
+    def _unusual_group(self, match: Match, layout: Layout, parts: Parts) -> int | None:
+        group, usual = layout.group_size(parts, match.shape), self._recipe.group_size
+        is_usual = usual is None or _is_group(group, usual, match.shape[1])
+        return None if is_usual else group
+
+
+def _otherwise(layout: Layout, scheme: Scheme) -> tuple[str, str]:
+    kind = "not_declared" if scheme.precision == UNQUANTIZED else "declared_otherwise"
+    return kind, f"is {layout.precision}, declared {scheme.precision}"
+
+
+def _alike(source: Form, stored: Form) -> bool:
+    """Tell whether two modules have the same tensors but for their values."""
+    return source.parts.keys() == stored.parts.keys() and all(
+        (tensor.dtype, tensor.shape) == (stored.parts[part].dtype, stored.parts[part].shape)
+        for part, tensor in source.parts.items()
+    )
+
+
+def _is_group(group: int | None, wanted: int, columns: int) -> bool:
+    """Tell whether groups are as wanted, or as near to it as a matrix of so many columns allows.
+
+    One scale serves a matrix with no more columns than a group; columns that groups do not divide
+    lie in groups of a smaller power of two, or end in a group that is not full.
+    """
+    if group == wanted:
+        return True
+    if columns <= wanted:
+        return group is None or group <= columns
+    if group is None or columns % wanted == 0:
+        return False
+    is_power = group & (group - 1) == 0
+    return (group < wanted and is_power) or -(-columns // group) == -(-columns // wanted)
+
+
+class _Groups:
+    """Layers that engines load into one matrix, by what they are in."""
+
+    def __init__(self) -> None:
+        self._members: dict[tuple[str, str], dict[tuple[str, int | None], list[str]]] = {}
+        self._kinds: dict[tuple[str, str], str] = {}
+
+    def add(self, traits: Traits, module: str, outcome: Outcome) -> None:
+        """Note one member; only the first few of each precision keep their names."""
+        parent = module.rpartition(".")[0]
+        group = traits.group or ""
+        if group == EXPERTS and not parent.endswith(EXPERTS):
+            parent = parent.rpartition(".")[0]
+        key = parent, group
+        state = outcome.precision, outcome.group_size
+        members = self._members.get(key)
+        if members is None:
+            self._members[key] = {state: [module]}
+            self._kinds[key] = traits.kind
+            return
+        names = members.get(state)
+        if names is None:
+            members[state] = [module]
+        elif len(names) < _MEMBERS_SHOWN and module not in names:
+            names.append(module)
+
+    def report(self, findings: Findings) -> None:
+        """Note every group whose members differ, with members of each precision."""
+        for key, members in self._members.items():
+            if len(members) > 1:
+                parent, group = key
+                findings.add(
+                    "mixed_group",
+                    f"{parent}: {group} ({_members(parent, members)})",
+                    self._kinds[key],
+                )
+
+
+def _members(parent: str, members: Mapping[tuple[str, int | None], list[str]]) -> str:
+    """Name the members by precision: ``q_proj, k_proj NVFP4; v_proj FP8``."""
+    return "; ".join(
+        f"{', '.join(name.removeprefix(f'{parent}.') for name in names)} {precision}"
+        + (f" in groups of {group}" if group else "")
+        for (precision, group), names in members.items()
+    )

@@ -1,0 +1,222 @@
+"""Which module of the candidate stands for each module of the source.
+
+Exporters write other prefixes, other names for the same projections, and experts in one tensor
+where they lay apart, or apart where they lay in one. Names are compared as they are first; only
+what is left over on both sides is compared by a common spelling. Where that leaves a choice,
+nothing is taken: a wrong guess would hide a lost tensor.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from conductor.probes.contents import (
+    FUSED_PROJECTIONS,
+    Contents,
+    Matrices,
+    Matrix,
+    experts_in,
+    is_fused,
+)
+from conductor.probes.modules import Names, Traits
+
+_PREFIX = re.compile(r"^((model|language_model)\.)+")
+
+_RENAMED_PARENTS = (
+    (_PREFIX, ""),
+    (re.compile(r"^(vision_tower|vision_model|visual)\."), "visual."),
+    (re.compile(r"\.block_sparse_moe\."), ".mlp."),
+)
+"""Spellings of what a module lies in, and the common one. Read in this order."""
+
+_RENAMED_PROJECTIONS: Mapping[str, str] = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+"""Mixtral's names for the projections of an expert, and the usual ones."""
+
+PREFIXES = ("", "model.", "language_model.", "language_model.model.", "model.language_model.")
+"""Prefixes under which one and the same module goes in configurations and tensors."""
+
+_EXPERT = re.compile(r"\.experts\.(\d+)\.$")
+
+_FUSED_IN: Mapping[str, tuple[tuple[str, int, int], ...]] = {
+    "gate_proj": (("gate_up_proj", 0, 2), ("gate_proj", 0, 1)),
+    "up_proj": (("gate_up_proj", 1, 2), ("up_proj", 0, 1)),
+    "down_proj": (("down_proj", 0, 1),),
+}
+"""Fused tensors that may hold a projection: name, which of its projections, and of how many."""
+
+
+class Slice(NamedTuple):
+    """One projection of one expert in a fused module."""
+
+    expert: int
+    projection: int
+    projections: int
+
+
+class Match(NamedTuple):
+    """A module of the source and what stands for it; ``candidate`` is ``None`` where it is lost.
+
+    ``source_slice`` is set where a fused module of the source is stored apart in the candidate,
+    ``candidate_slice`` where it is the other way round. ``is_tied_head`` marks the head that only
+    the candidate stores, matched with the embeddings, which have a match of their own.
+    """
+
+    source: str
+    candidate: str | None
+    traits: Traits
+    matrix: Matrix | None
+    source_slice: Slice | None = None
+    candidate_slice: Slice | None = None
+    is_tied_head: bool = False
+
+    @property
+    def is_whole(self) -> bool:
+        """Tell whether a module stands for a module, and not for a piece of one."""
+        return self.source_slice is None and self.candidate_slice is None
+
+    @property
+    def layers(self) -> int:
+        """Return the number of linears that this match stands for."""
+        return 1 if self.source_slice or self.matrix is None else self.matrix.layers
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return rows and columns of what is stored for one expert, or of the whole matrix."""
+        if self.matrix is None:
+            raise ValueError(f"{self.source} is no matrix")
+        rows = self.matrix.rows
+        if self.source_slice:
+            rows //= self.source_slice.projections
+        if self.candidate_slice:
+            rows *= self.candidate_slice.projections
+        return rows, self.matrix.columns
+
+
+def match_modules(
+    source: Contents, candidate: Contents, names: Names, matrices: Matrices, *, tied: bool
+) -> list[Match]:
+    """Return a match for every module of the source, and one for each expert that lies apart.
+
+    ``tied`` models need not store their head; one that the candidate stores is matched with the
+    embeddings that it is made from.
+    """
+    matched: list[Match] = []
+    left: list[Match] = []
+    present = candidate.parts
+    for module, form in source.forms.items():
+        traits = names.traits(module)
+        match = Match(module, module, traits, matrices.of(module, form, traits))
+        (matched if module in present else left).append(match)
+    if left:
+        renames = _Renames(left, source, candidate)
+        for match in left:
+            matched.extend(renames.find(match))
+    if tied:
+        matched.extend(_tied_head(matched, candidate, names))
+    return matched
+
+
+def without_prefix(module: str) -> str:
+    """Return a module's name without what only says where the model lies."""
+    return _PREFIX.sub("", module)
+
+
+def common_name(module: str) -> str:
+    """Return the common spelling of a module's name."""
+    parent, _, leaf = module.rpartition(".")
+    parent = _common_parent(f"{parent}." if parent else "")
+    return parent + (_RENAMED_PROJECTIONS.get(leaf, leaf) if _EXPERT.search(parent) else leaf)
+
+
+def _common_parent(parent: str) -> str:
+    for pattern, common in _RENAMED_PARENTS:
+        parent = pattern.sub(common, parent)
+    return parent
+
+
+class _Renames:
+    """What is left over on both sides, by common spelling."""
+
+    def __init__(self, left: Iterable[Match], source: Contents, candidate: Contents) -> None:
+        self._candidate = candidate
+        self._wanted = _unambiguous(match.source for match in left)
+        self._offered = _unambiguous(
+            module for module in candidate.parts if module not in source.parts
+        )
+
+    def find(self, match: Match) -> Iterator[Match]:
+        """Yield what stands for a module under another name."""
+        common = common_name(match.source)
+        if self._wanted.get(common) is None:
+            yield match._replace(candidate=None)
+            return
+        found = self._offered.get(common)
+        if found is not None:
+            yield match._replace(candidate=found)
+        elif match.matrix is not None and match.matrix.experts:
+            yield from self._apart(match, match.matrix, common)
+        else:
+            yield self._fused(match, common)
+
+    def _apart(self, match: Match, matrix: Matrix, common: str) -> Iterator[Match]:
+        """Yield a match for each expert and projection, or one lost module where there is none."""
+        parent, _, leaf = common.rpartition(".")
+        projections = FUSED_PROJECTIONS.get(leaf, (leaf,))
+        found = [
+            match._replace(
+                candidate=self._offered.get(f"{parent}.{expert}.{projection}"),
+                source_slice=Slice(expert, place, len(projections)),
+            )
+            for expert in range(matrix.experts)
+            for place, projection in enumerate(projections)
+        ]
+        if any(each.candidate is not None for each in found):
+            yield from found
+        else:
+            yield match._replace(candidate=None)
+
+    def _fused(self, match: Match, common: str) -> Match:
+        """Return the slice of a fused module that an expert of the source is stored in."""
+        parent, _, leaf = common.rpartition(".")
+        expert = _EXPERT.search(f"{parent}.")
+        if expert is None or match.matrix is None:
+            return match._replace(candidate=None)
+        number = int(expert[1])
+        layer = parent.rpartition(".")[0]
+        for fused, place, projections in _FUSED_IN.get(leaf, ()):
+            module = self._offered.get(f"{layer}.{fused}")
+            parts = self._candidate.parts[module] if module is not None else {}
+            if is_fused(parts) and number < experts_in(parts):
+                return match._replace(
+                    candidate=module, candidate_slice=Slice(number, place, projections)
+                )
+        return match._replace(candidate=None)
+
+
+def _unambiguous(modules: Iterable[str]) -> dict[str, str | None]:
+    """Return modules by common name; ``None`` where several share one."""
+    found: dict[str, str | None] = {}
+    parents: dict[str, tuple[str, bool]] = {}
+    for module in modules:
+        parent, _, leaf = module.rpartition(".")
+        known = parents.get(parent)
+        if known is None:
+            common = _common_parent(f"{parent}." if parent else "")
+            known = parents[parent] = common, _EXPERT.search(common) is not None
+        name = known[0] + (_RENAMED_PROJECTIONS.get(leaf, leaf) if known[1] else leaf)
+        found[name] = None if name in found else module
+    return found
+
+
+def _tied_head(matched: list[Match], candidate: Contents, names: Names) -> Iterator[Match]:
+    """Yield a match of the embeddings with a head that only the candidate stores."""
+    if any(match.traits.kind == "lm_head" for match in matched):
+        return
+    embeddings = [m for m in matched if m.traits.kind == "embeddings" and m.matrix is not None]
+    heads = [f"{prefix}lm_head" for prefix in PREFIXES if f"{prefix}lm_head" in candidate.parts]
+    if len(embeddings) == 1 and len(heads) == 1:
+        yield embeddings[0]._replace(
+            candidate=heads[0], traits=names.traits(heads[0]), is_tied_head=True
+        )
