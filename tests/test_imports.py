@@ -97,10 +97,22 @@ def test_probes_know_nothing_above_them() -> None:
         assert not breaches(imports(path), ABOVE_PROBES), name
 
 
+NUMERIC = ("conductor.probes.values", "conductor.probes.formats.numerics")
+"""Modules that are made of numpy; nothing else imports them at its top."""
+
+
 def test_nothing_heavy_is_imported_at_the_top_of_a_module() -> None:
     for name, path in modules("conductor"):
-        if not name.startswith(("conductor.workers", "conductor.demo")):
-            assert not breaches(imports(path, top_level_only=True), tuple(HEAVY)), name
+        if not name.startswith(("conductor.workers", "conductor.demo", *NUMERIC)):
+            forbidden = (*HEAVY, *NUMERIC)
+            assert not breaches(imports(path, top_level_only=True), forbidden), name
+
+
+@pytest.mark.parametrize("package", NUMERIC)
+def test_numeric_modules_load_no_other_heavy_library(package: str) -> None:
+    for name, path in modules(package):
+        heavy = tuple(each for each in HEAVY if each != "numpy")
+        assert not breaches(imports(path, top_level_only=True), heavy), name
 
 
 @pytest.mark.parametrize(
