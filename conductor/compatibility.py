@@ -86,7 +86,7 @@ TABLE: tuple[Row, ...] = (
     ),
     *_rows(
         Quantizer.LLMCOMPRESSOR,
-        "INT8 FP8 INT4 NVFP4",
+        "INT8 FP8 INT4 NVFP4 MXFP4",
         Engine.TRANSFORMERS,
         "cpu",
         emulated=True,

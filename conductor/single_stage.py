@@ -68,7 +68,7 @@ def quantize_only(config: Config, output: Path, world: World, progress: Progress
     output.mkdir(parents=True)
     checkpoint = output / "checkpoint"
     quantize(quantizer, planned, model, checkpoint, config.seed, output, world, progress)
-    summary = read_checkpoint(checkpoint, model, recipe)
+    summary = read_checkpoint(checkpoint, model, recipe, progress)
     write_json(output / "checkpoint-summary.json", summary)
     return _keep(judge_checkpoint(summary, recipe), output)
 

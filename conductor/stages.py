@@ -18,7 +18,7 @@ from conductor.chain import Stage
 from conductor.compatibility import Quantizer
 from conductor.config import Config
 from conductor.engines import EngineSession, Sides
-from conductor.engines.opening import longest_request, open_session
+from conductor.engines.opening import engine_version, longest_request, open_session
 from conductor.executors.environ import worker_environ
 from conductor.executors.local import Progress, Worker, run_worker
 from conductor.failure import Failure
@@ -40,6 +40,7 @@ from conductor.preconditions import (
 )
 from conductor.probes.checkpoint import ProbeError, probe_checkpoint
 from conductor.probes.lm_eval import EvaluationResults, probe_results
+from conductor.probes.servability import Target
 from conductor.release_state import Evaluation, Plan, Release, World
 from conductor.suites import Suite, load_suite
 from gates import FailureClass, Recipe, Verdict
@@ -118,8 +119,9 @@ def run_ptq(release: Release, progress: Progress) -> dict[str, Verdict]:
         progress,
     )
     release.calibration = result["calibration"]
-    progress(0, 0, "reading the checkpoint")
-    summary = read_checkpoint(release.checkpoint, plan.model, plan.recipe)
+    summary = read_checkpoint(
+        release.checkpoint, plan.model, plan.recipe, progress, target=_target(release)
+    )
     write_json(stage_dir / "checkpoint-summary.json", summary)
     release.checkpoint_summary = summary
     return {"ptq": judge_checkpoint(summary, plan.recipe)}
@@ -156,10 +158,41 @@ def quantize(
     )
 
 
-def read_checkpoint(checkpoint: Path, model: Model, recipe: Recipe) -> dict[str, Any]:
+def _target(release: Release) -> Target | None:
+    """Return what is to load the candidate; without a known version no table can answer."""
+    row, world = release.plan.row, release.world
+    version = engine_version(row.engine, row.device, world.environments)
+    if version is None:
+        return None
+    capabilities = [each.compute_capability for each in world.machine.accelerators]
+    return Target(
+        engine=row.engine,
+        version=version,
+        device=row.device,
+        capability=min((each for each in capabilities if each), default=None),
+        tensor_parallel=release.config.engine.tensor_parallel_size,
+    )
+
+
+def read_checkpoint(
+    checkpoint: Path,
+    model: Model,
+    recipe: Recipe,
+    progress: Progress,
+    *,
+    target: Target | None = None,
+) -> dict[str, Any]:
     """Return the checkpoint summary; an export that cannot be read has not covered anything."""
+    doing = "reading the checkpoint"
+    progress(0, 0, doing)
     try:
-        return probe_checkpoint(checkpoint, model.path, recipe)
+        return probe_checkpoint(
+            checkpoint,
+            model.path,
+            recipe,
+            target=target,
+            progress=lambda done, total: progress(done, total, doing),
+        )
     except ProbeError as error:
         raise Failure(FailureClass.QUANT_COVERAGE_FAILURE, str(error)) from None
 

@@ -355,9 +355,11 @@ class CheckpointEvidence:
                 raise EvidenceError(join(path, "kind"), f"{finding.kind!r} was given before")
             findings[finding.kind] = finding
         bits = mapping(document.get("bits_per_weight", {}), "bits_per_weight")
+        # A checkpoint of which nothing is whole has a finding to say so, and no bytes to count.
+        least = 0 if findings else 1
         return cls(
             source_bytes=count(field(document, "source_bytes", ""), "source_bytes", minimum=1),
-            output_bytes=count(field(document, "output_bytes", ""), "output_bytes", minimum=1),
+            output_bytes=count(field(document, "output_bytes", ""), "output_bytes", minimum=least),
             recipe=text(field(document, "recipe", ""), "recipe").strip(),
             layers=LayerCounts.parse(
                 field(document, "layer_precision_counts", ""), "layer_precision_counts"

@@ -28,6 +28,10 @@ CHECKS = (
 """Parts of the examination of a checkpoint's files, beside the layer counts and the sizes."""
 
 
+WHOLE = "checkpoint"
+"""Group of what concerns a file or the checkpoint as a whole, and no kind of module."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Kind:
     """One kind of finding or measure.
@@ -80,6 +84,12 @@ _KINDS = (
         ("hole", "place(s) in a file that belong to no tensor", _EXPORT),
         ("duplicate_name", "tensor name(s) that occur more than once", _EXPORT),
         ("missing_shard", "shard(s) that the index names and that do not exist", _COPY),
+        ("missing_index", "index of several shards that does not exist", _COPY),
+        (
+            "two_sets",
+            "set(s) of weights beside those of the index, which some loaders read instead",
+            "remove the one that is left over",
+        ),
         (
             "not_in_shard",
             "tensor(s) that the index names and that are not in the shard it names",
@@ -166,6 +176,11 @@ _KINDS = (
         ("zero_weight", "weight tensor(s) that are zero throughout", _EXPORT),
         ("constant_weight", "weight tensor(s) that hold one value throughout", _EXPORT),
         (
+            "not_decodable",
+            "layer(s) whose tensors contradict each other, so that no values can be told",
+            _EXPORT,
+        ),
+        (
             "neutral_input_scale",
             "input scale(s) of exactly 1 beside calibrated ones",
             "calibrate with text that reaches these layers",
@@ -187,6 +202,11 @@ _KINDS = (
         "servability",
         None,
         ("servability_unknown", "question(s) about the engine that no table answers", ""),
+        (
+            "not_loadable_elsewhere",
+            "reason(s) why an engine that nobody asked for would not load it",
+            "",
+        ),
     ),
 )
 

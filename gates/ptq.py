@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from gates.criteria import INHERENT_GROWTH_MAX, PRECISION_BITS, RECIPES, Recipe
 from gates.evidence import Bucket, CheckpointEvidence, EvidenceError, LayerCounts, Measured
-from gates.findings import CHECKS, KINDS, MEASURES, Kind, Measure
+from gates.findings import CHECKS, KINDS, MEASURES, WHOLE, Kind, Measure
 from gates.verdict import Check, FailureClass, Verdict
 
 GATE = "ptq"
@@ -109,7 +109,8 @@ class _Fact:
     @property
     def sentence(self) -> str:
         """Say how many, where in the model, and name the first."""
-        groups = ", ".join(f"{group} {n}" for group, n in self.groups.items())
+        kinds = {group: n for group, n in self.groups.items() if group != WHOLE}
+        groups = ", ".join(f"{kind} {n}" for kind, n in kinds.items())
         where = f" ({groups})" if groups else ""
         named = f": {_abridged(self.names, self.count)}" if self.names else ""
         remedy = f" [{self.kind.remedy}]" if self.kind.remedy else ""
@@ -335,6 +336,8 @@ def _coverage(evidence: CheckpointEvidence, recipe: Recipe | None) -> Iterator[_
 def _covered(evidence: CheckpointEvidence, recipe: Recipe) -> _Outcome:
     covered = evidence.layers.quantized[recipe.bucket]
     instead = _counted_instead(evidence.layers)
+    if not instead and "lost" in evidence.findings:
+        instead = f"{evidence.findings['lost'].count} tensor(s) of the source lost"
     reason = (
         f"the export did not follow recipe {recipe.name} ({instead})"
         if instead

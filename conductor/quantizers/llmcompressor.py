@@ -32,6 +32,9 @@ ROWS: Mapping[str, Row] = {
     "int8": Row(scheme="W8A8"),
     "int4_awq": Row(scheme="W4A16", awq=True, calibrated=True),
     "w4a16": Row(scheme="W4A16"),
+    "w4a16_nvfp4": Row(scheme="NVFP4A16"),
+    "mxfp4": Row(scheme="MXFP4"),
+    "mxfp4_experts_only": Row(scheme="MXFP4"),
 }
 
 # Module names as transformers 5 builds them; fused experts are split into these by llm-compressor.

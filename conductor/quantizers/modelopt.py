@@ -30,6 +30,8 @@ ROWS: Mapping[str, Row] = {
     "int8": Row(preset="int8"),
     "int4_awq": Row(preset="int4_awq"),
     "w4a16": Row(preset="int4_blockwise_weight_only", calibrated=False),
+    "w4a16_nvfp4": Row(preset="w4a16_nvfp4"),
+    "mxfp4": Row(preset="mxfp4", calibrated=False),
 }
 
 
