@@ -25,6 +25,7 @@ types: .venv/.installed
 
 docs: .venv/.installed
 	$(BIN)/python -m conductor.reference_pages docs/reference
+	$(BIN)/python tests/fault_corpus.py docs/reference/fault-corpus.md
 
 environments: .venv/.installed
 	@$(BIN)/python -m conductor.environments build
