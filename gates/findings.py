@@ -73,6 +73,8 @@ _KINDS = (
     *_rows(
         "integrity",
         _SERVABLE,
+        ("no_weights", "checkpoint without weights that can be read", _EXPORT),
+        ("unusable_file", "file(s) of the checkpoint that are absent or cannot be read", _COPY),
         ("unusable_header", "file(s) whose header cannot be read", _COPY),
         (
             "unusable_tensor",

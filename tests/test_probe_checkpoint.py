@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -649,8 +650,29 @@ def _bytes(content: bytes) -> Callable[[Path], object]:
     return lambda directory: (directory / "model.safetensors").write_bytes(content)
 
 
-UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no-config": (lambda d: (d / "config.json").unlink(), "config.json: does not exist"),
+NO_WEIGHTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no-weights": (lambda d: (d / "model.safetensors").unlink(), "holds no safetensors weights"),
+    "pickled-only": (_only_pickle, "pickled weights only (pytorch_model.bin)"),
+    "no-tensors": (_header({}, 0), "holds no weights"),
+}
+
+
+@pytest.mark.parametrize(("break_it", "problem"), NO_WEIGHTS.values(), ids=NO_WEIGHTS.keys())
+def test_directory_without_weights(
+    tmp_path: Path, break_it: Callable[[Path], object], problem: str
+) -> None:
+    candidate, source = write_pair(tmp_path, CLEAN_FP8)
+    break_it(candidate)
+    summary = probe_checkpoint(candidate, source, RECIPES["fp8"])
+    assert problem in found(summary)["no_weights"]["names"][0]
+    assert evaluate_checkpoint(summary).failure_class is FailureClass.CHECKPOINT_NOT_SERVABLE
+    (candidate / "config.json").unlink()
+    with pytest.raises(ProbeError, match=re.escape(problem)):
+        probe_checkpoint(candidate, source, RECIPES["fp8"])
+
+
+UNUSABLE_CONFIG: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no-config": (lambda d: (d / "config.json").unlink(), "config.json (does not exist)"),
     "config-broken": (lambda d: (d / "config.json").write_text("{"), "is not valid JSON"),
     "config-a-list": (lambda d: (d / "config.json").write_text("[]"), "holds a JSON list"),
     "config-too-deep": (
@@ -658,23 +680,23 @@ UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
         "is not valid JSON",
     ),
     "config-not-text": (lambda d: (d / "config.json").write_bytes(b"\xff\xfe{"), "is not UTF-8"),
-    "no-weights": (lambda d: (d / "model.safetensors").unlink(), "holds no safetensors weights"),
-    "pickled-only": (_only_pickle, "pickled weights only (pytorch_model.bin)"),
-    "no-tensors": (_header({}, 0), "holds no weights"),
 }
 
 
-@pytest.mark.parametrize(("break_it", "problem"), UNUSABLE.values(), ids=UNUSABLE.keys())
-def test_unusable_directory(
+@pytest.mark.parametrize(
+    ("break_it", "problem"), UNUSABLE_CONFIG.values(), ids=UNUSABLE_CONFIG.keys()
+)
+def test_unusable_configuration(
     tmp_path: Path, break_it: Callable[[Path], object], problem: str
 ) -> None:
     candidate, source = write_pair(tmp_path, CLEAN_FP8)
     break_it(candidate)
-    with pytest.raises(ProbeError) as caught:
-        probe_headers(candidate, source, RECIPES["fp8"])
-    assert problem in str(caught.value)
-    assert caught.value.path.is_relative_to(candidate)
-    assert caught.value.remedy
+    summary = probe_checkpoint(candidate, source, RECIPES["fp8"])
+    assert problem in found(summary)["unusable_file"]["names"][0]
+    assert evaluate_checkpoint(summary).failure_class is FailureClass.CHECKPOINT_NOT_SERVABLE
+    break_it(source)
+    with pytest.raises(ProbeError, match=r"config\.json"):
+        probe_checkpoint(candidate, source, RECIPES["fp8"])
 
 
 NOT_WHOLE: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -767,8 +789,9 @@ UNUSABLE_INDEX: dict[str, Callable[[dict[str, Any]], None]] = {
 def test_unusable_index(tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     candidate, source = write_pair(tmp_path, CLEAN["sharded"])
     _rewrite_json(INDEX_FILE, change)(candidate)
-    with pytest.raises(ProbeError, match="weight_map"):
-        probe_headers(candidate, source, RECIPES["nvfp4"])
+    summary = probe_headers(candidate, source, RECIPES["nvfp4"])
+    assert found(summary).keys() == {"unusable_file"}
+    assert evaluate_checkpoint(summary).failure_class is FailureClass.CHECKPOINT_NOT_SERVABLE
 
 
 def test_tensor_that_the_index_does_not_name(tmp_path: Path) -> None:

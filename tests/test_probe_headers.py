@@ -543,14 +543,18 @@ def test_names_in_two_files_without_index(tmp_path: Path) -> None:
 )
 def test_an_index_that_cannot_be_read(single: Path, index: str | bytes) -> None:
     (single / INDEX_FILE).write_bytes(index.encode() if isinstance(index, str) else index)
+    weights, wrong = examined(single)
+    (name,) = wrong.pop("unusable_file")
+    assert name.startswith(f"{INDEX_FILE} (")
+    assert weights.tensors
+    assert not wrong
     with pytest.raises(ProbeError, match=INDEX_FILE):
-        read_weights(single, Findings())
+        read_whole(single)
 
 
 def test_an_index_that_is_a_pipe(single: Path) -> None:
     os.mkfifo(single / INDEX_FILE)
-    with pytest.raises(ProbeError, match="not a regular file"):
-        read_weights(single, Findings())
+    assert found(single) == {"unusable_file": [f"{INDEX_FILE} (is not a regular file)"]}
 
 
 @pytest.mark.parametrize("name", ["s" * 5000, "shard \udcff"])

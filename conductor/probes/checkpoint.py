@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from conductor.probes.completeness import find_additions, find_cache_gaps, find_losses
 from conductor.probes.contents import Contents, Matrices
 from conductor.probes.findings import Findings, Measurements
-from conductor.probes.formats import find_format
+from conductor.probes.formats import ALL_LAYOUTS, find_format
+from conductor.probes.formats.layout import UNDECLARED, Format
 from conductor.probes.intent import Layer, examine
 from conductor.probes.matching import match_modules
 from conductor.probes.metadata import metadata_diffs
@@ -35,10 +36,20 @@ from gates.criteria import Recipe
 
 __all__ = ["ProbeError", "probe_checkpoint", "probe_headers"]
 
+CONFIG = "config.json"
+_COPY_AGAIN = "copy or export the checkpoint again"
+
 HEADER_CHECKS = ("integrity", "completeness", "intent")
+
+UNREADABLE = Format(
+    name="unreadable", layouts=ALL_LAYOUTS, declared=lambda _: UNDECLARED, known=False
+)
+"""Format of a checkpoint whose declaration is in a file that cannot be read."""
 
 Progress = Callable[[int, int], None]
 """Told the bytes read so far, and of how many."""
+
+_Read = TypeVar("_Read")
 
 
 def probe_headers(checkpoint: Path, source: Path, recipe: Recipe) -> dict[str, Any]:
@@ -92,11 +103,7 @@ def probe_checkpoint(
         progress=progress or (lambda done, total: None),
         transformed=examination.transformed,
     )
-    linears = map(_linear, counterparts.layers)
-    if target is None:
-        lint_everywhere(checkpoint, examination.config, linears, findings)
-    else:
-        lint(checkpoint, examination.config, linears, target, findings)
+    answered = _ask_engines(checkpoint, examination, target)
     return {
         **examination.summary,
         "metadata_diffs": metadata_diffs(
@@ -105,7 +112,7 @@ def probe_checkpoint(
         "findings": findings.document(),
         "measurements": measurements.document(),
         "numbers": seen,
-        "examined": [*HEADER_CHECKS, "numbers", "servability", "metadata"],
+        "examined": [*HEADER_CHECKS, "numbers", *answered, "metadata"],
     }
 
 
@@ -120,19 +127,22 @@ class _Examination:
     source_weights: Weights
     config: Mapping[str, Any]
     source_config: Mapping[str, Any]
+    is_declared: bool
     transformed: bool
 
 
 def _examine(checkpoint: Path, source: Path, recipe: Recipe) -> _Examination:
     findings = Findings()
-    source_config, config = (_read_config(directory) for directory in (source, checkpoint))
+    source_weights = read_whole(source)
+    source_config = read_object(source / CONFIG, _COPY_AGAIN)
+    weights = _read_weights(checkpoint, findings)
     if checkpoint.samefile(source):
         raise ProbeError(checkpoint, "is the source itself", "give the quantized checkpoint")
-    source_weights = read_whole(source)
-    weights = read_weights(checkpoint, findings)
+    config = _usable(lambda: read_object(checkpoint / CONFIG, _COPY_AGAIN), findings) or {}
     _note_pickled(checkpoint, source, findings)
     source_format = find_format(source, source_config, source_weights.tensors)
-    checkpoint_format = find_format(checkpoint, config, weights.tensors)
+    stated_format = _usable(lambda: find_format(checkpoint, config, weights.tensors), findings)
+    checkpoint_format = stated_format or UNREADABLE
     before, after = Contents(source_weights.tensors), Contents(weights.tensors)
     names = Names(source_config)
     matrices = Matrices(source, before, source_config, source_format.layouts)
@@ -172,8 +182,27 @@ def _examine(checkpoint: Path, source: Path, recipe: Recipe) -> _Examination:
         source_weights=source_weights,
         config=config,
         source_config=source_config,
+        is_declared=stated_format is not None,
         transformed=checkpoint_format.transformed,
     )
+
+
+def _ask_engines(
+    checkpoint: Path, examination: _Examination, target: Target | None
+) -> tuple[str, ...]:
+    """Note what engines make of a checkpoint; return the check that was made, if one was.
+
+    Where nobody asked about an engine, or no table answers, nothing was checked.
+    """
+    if not examination.is_declared:
+        return ()
+    config, findings = examination.config, examination.findings
+    linears = map(_linear, examination.counterparts.layers)
+    if target is None:
+        lint_everywhere(checkpoint, config, linears, findings)
+        return ()
+    lint(checkpoint, config, linears, target, findings)
+    return () if findings.count("servability_unknown") else ("servability",)
 
 
 def _linear(layer: Layer) -> QuantizedLinear:
@@ -188,10 +217,24 @@ def _linear(layer: Layer) -> QuantizedLinear:
     )
 
 
-def _read_config(directory: Path) -> dict[str, Any]:
-    if not directory.is_dir():
-        raise ProbeError(directory, "is no directory", "give the directory of a checkpoint")
-    return read_object(directory / "config.json", "copy or export the checkpoint again")
+def _read_weights(checkpoint: Path, findings: Findings) -> Weights:
+    """Return the candidate's weights; what has a configuration and no weights is a bad export."""
+    try:
+        return read_weights(checkpoint, findings)
+    except ProbeError as error:
+        if not (checkpoint / CONFIG).exists():
+            raise
+        findings.add("no_weights", error.problem)
+        return Weights(directory=checkpoint, tensors={}, shard_of={}, data_start={})
+
+
+def _usable(read: Callable[[], _Read], findings: Findings) -> _Read | None:
+    """Read a file of the candidate; one that cannot be read is a finding."""
+    try:
+        return read()
+    except ProbeError as error:
+        findings.add("unusable_file", f"{error.path.name} ({error.problem})")
+        return None
 
 
 def _note_pickled(checkpoint: Path, source: Path, findings: Findings) -> None:

@@ -134,8 +134,8 @@ def read_weights(directory: Path, findings: Findings) -> Weights:
     them, and whether they are to blame depends on the source.
 
     Raises:
-        ProbeError: there is no checkpoint at all: no directory, no safetensors file and no index,
-            no tensor in any of them, or an index that cannot be read.
+        ProbeError: there is no checkpoint at all: no directory, no safetensors file, or no tensor
+            in any of them.
     """
     if not directory.is_dir():
         raise ProbeError(directory, "is no directory", "give the directory of a checkpoint")
@@ -143,7 +143,12 @@ def read_weights(directory: Path, findings: Findings) -> Weights:
     dangling = dangling_links(directory)
     findings.extend("dangling_link", map(_shown, dangling))
     reader = _Reader(directory, entries.difference(dangling), dangling, findings)
-    weights = _read_indexed(reader) if INDEX_FILE in reader.present else _read_unindexed(reader)
+    try:
+        index = _read_index(reader) if INDEX_FILE in reader.present else None
+    except ProbeError as error:
+        findings.add("unusable_file", f"{INDEX_FILE} ({error.problem})")
+        index = None
+    weights = _read_indexed(reader, *index) if index else _read_unindexed(reader)
     if reader.all_readable and not weights.size_bytes and not weights.broken:
         raise ProbeError(directory, "holds no weights", _COPY_AGAIN)
     return weights
@@ -324,7 +329,7 @@ def _read_unindexed(reader: _Reader) -> Weights:
         files = [SINGLE_FILE]
     elif not files:
         raise _no_weights(reader.directory)
-    elif len(files) > 1:
+    elif len(files) > 1 and INDEX_FILE not in reader.present:
         shown = f"{INDEX_FILE} (of {len(files)} files, {_shown(files[0])} and others)"
         reader.findings.add("missing_index", shown)
     for first, count in _absent_of_series(files):
@@ -355,11 +360,10 @@ def _read_unindexed(reader: _Reader) -> Weights:
     )
 
 
-def _read_indexed(reader: _Reader) -> Weights:
+def _read_indexed(
+    reader: _Reader, shard_of: dict[str, str], total_size: int | float | None
+) -> Weights:
     """Read the shards that an index names, and hold both against each other."""
-    shard_of, total_size = _read_index(
-        reader.directory / INDEX_FILE, reader.present, reader.findings
-    )
     named = Counter(shard_of.values())
     forgotten = _left_out_of_series(reader.present, named)
     if SINGLE_FILE in reader.present and named.keys() != {SINGLE_FILE}:
@@ -455,14 +459,13 @@ class _IndexMetadata(msgspec.Struct):
     total_size: int | float | None = None
 
 
-def _read_index(
-    path: Path, present: Iterable[str], findings: Findings
-) -> tuple[dict[str, str], int | float | None]:
+def _read_index(reader: _Reader) -> tuple[dict[str, str], int | float | None]:
     """Return the weight map and the total size of an index.
 
     Raises:
         ProbeError: it cannot be read, or its weight map names no files beside it.
     """
+    path, findings = reader.directory / INDEX_FILE, reader.findings
     document = read_bytes(path, _COPY_AGAIN, largest=LARGEST_INDEX_BYTES)
     quotes = document.count(b'"')
     if quotes > _QUOTES_OF_MAPPING * MOST_TENSORS + 1000:
@@ -470,7 +473,7 @@ def _read_index(
     try:
         index = _INDEX.decode(document)
         mapping = bytes(index.weight_map)
-        shard_of = _decode_weight_map(mapping, present)
+        shard_of = _decode_weight_map(mapping, reader.present)
     except _NOT_JSON as error:
         problem = f"has no usable weight_map ({_reason(error)})"
         raise ProbeError(path, problem, _COPY_AGAIN) from None
