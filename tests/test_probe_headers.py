@@ -127,6 +127,10 @@ def test_shards(sharded: Path) -> None:
             4,
             id="json-in-metadata",
         ),
+        pytest.param(
+            {"__metadata__": {"a": "},", "b": "}"}, "a": entry(0, 4)}, 4, id="braces-in-metadata"
+        ),
+        pytest.param({"a": entry(0, 4), "__metadata__": {}}, 4, id="metadata-last"),
         pytest.param(json.dumps({"a": entry(0, 4)}) + " " * 77, 4, id="padded"),
         pytest.param(json.dumps({"a": entry(0, 4)}, indent=9), 4, id="spaced"),
         pytest.param(
@@ -155,6 +159,10 @@ E1, E2 = json.dumps(entry(0, 4)), json.dumps(entry(4, 8))
         pytest.param('{"a":' + "[" * 99_999, 4, "unusable_header", "too deep", id="deep"),
         pytest.param(
             {"__metadata__": {"n": 1}, "a": entry(0, 4)}, 4, "unusable_header", "str", id="metadata"
+        ),
+        pytest.param('{"__metadata__":{},}', 0, "unusable_header", "JSON", id="comma-too-many"),
+        pytest.param(
+            f'{{"__metadata__":{{}}"a":{E1}}}', 4, "unusable_header", "JSON", id="comma-too-few"
         ),
         pytest.param({"a": 7}, 4, "unusable_tensor", "a, Expected `object`", id="a-number"),
         pytest.param({"a": {}}, 4, "unusable_tensor", "`dtype`", id="no-dtype"),

@@ -869,7 +869,7 @@ def counterparts(directory: Path, case: Case) -> Counterparts:
     names = Names(config)
     matrices = Matrices(source, contents[0], config, theirs.layouts)
     matches = match_modules(*contents, names, matrices, tied=False)
-    intent = examine(matches, *contents, ours, RECIPES[case.recipe], Findings())
+    intent = examine(matches, contents[1], ours, RECIPES[case.recipe], Findings())
     return Counterparts(
         source=contents[0],
         candidate=contents[1],

@@ -60,7 +60,9 @@ def test_a_skill_calls_commands_and_options_that_exist(name: str) -> None:
 
 @pytest.mark.parametrize("name", SKILLS)
 def test_a_skill_names_recipes_that_exist(name: str) -> None:
-    words = set(re.findall(r"`(nvfp4\w*|mxfp4\w*|fp8|int\d\w*|w4a16\w*|nf4)`", SKILLS[name].read_text()))
+    words = set(
+        re.findall(r"`(nvfp4\w*|mxfp4\w*|fp8|int\d\w*|w4a16\w*|nf4)`", SKILLS[name].read_text())
+    )
     assert words <= RECIPES.keys()
 
 

@@ -23,7 +23,7 @@ from conductor.probes.matching import match_modules
 from conductor.probes.metadata import metadata_diffs
 from conductor.probes.modules import Names
 from conductor.probes.pairs import Counterparts, unreadable
-from conductor.probes.reading import ProbeError, read_object
+from conductor.probes.reading import ProbeError, read_object, without_collector
 from conductor.probes.safetensors_header import (
     Weights,
     pickled_files,
@@ -63,7 +63,8 @@ def probe_headers(checkpoint: Path, source: Path, recipe: Recipe) -> dict[str, A
         ProbeError: a directory has no weights or no readable configuration, the source's are not
             whole or hide the shapes of their matrices, or both are the same directory.
     """
-    return _examine(checkpoint, source, recipe).summary
+    with without_collector():
+        return _examine(checkpoint, source, recipe).summary
 
 
 def probe_checkpoint(
@@ -87,7 +88,8 @@ def probe_checkpoint(
     # Reading tensors takes numpy, which takes longer to load than headers take to read.
     from conductor.probes.values import numbers
 
-    examination = _examine(checkpoint, source, recipe)
+    with without_collector():
+        examination = _examine(checkpoint, source, recipe)
     findings, measurements = examination.findings, Measurements()
     counterparts = examination.counterparts
     for layer in unreadable(counterparts.layers):
@@ -149,11 +151,11 @@ def _examine(checkpoint: Path, source: Path, recipe: Recipe) -> _Examination:
     tied = _is_tied(source_config)
     broken = {after.owner(name) for name in weights.broken}
     matches = match_modules(before, after, names, matrices, tied=tied)
-    intent = examine(matches, before, after, checkpoint_format, recipe, findings, broken=broken)
+    intent = examine(matches, after, checkpoint_format, recipe, findings, broken=broken)
     find_losses(matches, before, after, source_format, findings, tied=tied, broken=broken)
     find_cache_gaps(after, names, findings)
-    find_additions(matches, intent, before, after, checkpoint_format, names, findings)
-    census = Census(matches, before)
+    find_additions(matches, intent, after, checkpoint_format, names, findings)
+    census = Census(matches)
     summary = {
         "source_bytes": source_weights.size_bytes,
         # A size is positive; that nothing is whole stands among the findings.

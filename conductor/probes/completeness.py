@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 
-from conductor.probes.contents import FUSED_PROJECTIONS, Contents, Form
+from conductor.probes.contents import FUSED_PROJECTIONS, Contents
 from conductor.probes.findings import Findings
 from conductor.probes.formats.layout import FLOAT_DTYPES, PLAIN, Format
 from conductor.probes.intent import Intent
-from conductor.probes.matching import Match
+from conductor.probes.matching import Case, Match, select
 from conductor.probes.modules import Names
 from conductor.probes.safetensors_header import Tensor
 
@@ -39,8 +39,8 @@ def find_losses(
     that are not whole, which is said elsewhere.
     """
     losses = _Losses(source, candidate, source_format, findings, broken)
-    present = {match.traits.kind for match in matches if match.candidate is not None}
-    for match in matches:
+    present = {case.traits.kind for case in {match.case for match in matches} if case.after}
+    for match in select(matches, losses.are_possible):
         if match.candidate is not None:
             losses.compare(match)
         elif tied and _is_made_from_other(match, present):
@@ -74,16 +74,17 @@ class _Losses:
         self._format = source_format
         self._findings = findings
         self._broken = broken
-        self._ordinary: dict[tuple[Form, bool], tuple[str, ...]] = {}
+        self._ordinary: dict[Case, tuple[str, ...]] = {}
+
+    def are_possible(self, case: Case) -> bool:
+        """Tell whether tensors may be lost: a module, or what is there beside its matrix."""
+        return case.after is None or bool(self._ordinary_parts(case))
 
     def compare(self, match: Match) -> None:
         """Compare what a module has beside a matrix that may be stored another way."""
-        ordinary = self._ordinary_parts(match, self._source.forms[match.source])
-        if not ordinary:
-            return
         before = self._source.parts[match.source]
         after = self._candidate.parts[match.candidate or ""]
-        for part in ordinary:
+        for part in self._ordinary_parts(match.case):
             self._compare(match, part, before[part], after.get(part))
 
     def report(self, match: Match) -> None:
@@ -100,30 +101,27 @@ class _Losses:
 
     def _essential(self, match: Match) -> Collection[str]:
         """Return the parts that make a lost matrix worth naming: its weight, and its bias."""
-        form = self._source.forms[match.source]
-        ordinary = self._ordinary_parts(match, form)
-        weight = max(form.parts, key=lambda part: form.parts[part].size_bytes)
-        return {*ordinary, weight}
+        parts = match.case.before.parts
+        weight = max(parts, key=lambda part: parts[part].size_bytes)
+        return {*self._ordinary_parts(match.case), weight}
 
-    def _ordinary_parts(self, match: Match, form: Form) -> tuple[str, ...]:
+    def _ordinary_parts(self, case: Case) -> tuple[str, ...]:
         """Return the parts that must be in the candidate as they are.
 
         A bias is one, also of a matrix; the scales of a matrix that the source has quantized are
         none.
         """
-        key = form, match.matrix is None
-        found = self._ordinary.get(key)
+        found = self._ordinary.get(case)
         if found is None:
-            found = self._ordinary[key] = tuple(self._find_ordinary(match, form))
+            found = self._ordinary[case] = tuple(self._find_ordinary(case))
         return found
 
-    def _find_ordinary(self, match: Match, form: Form) -> Iterator[str]:
-        matrix = match.matrix
-        if matrix is None:
-            yield from form.parts
+    def _find_ordinary(self, case: Case) -> Iterator[str]:
+        if case.matrix is None:
+            yield from case.before.parts
             return
-        layout = matrix.layout
-        for part in form.parts:
+        layout = case.matrix.layout
+        for part in case.before.parts:
             is_own = part == "weight" or (layout is not None and part in layout.part_names)
             is_scale = layout is not PLAIN and self._format.explains(part)
             if part == "bias" or not (is_own or is_scale or "scale" in part):
@@ -170,6 +168,8 @@ def find_cache_gaps(candidate: Contents, names: Names, findings: Findings) -> No
 
     The scales lie beside the projections, or in the module that holds those.
     """
+    if not any(part in form.parts for form in candidate.distinct_forms for part in _CACHE_SCALES):
+        return
     scales: dict[str, set[str]] = defaultdict(set)
     for module, parts in candidate.parts.items():
         parent, _, leaf = module.rpartition(".")
@@ -186,7 +186,6 @@ def find_cache_gaps(candidate: Contents, names: Names, findings: Findings) -> No
 def find_additions(
     matches: list[Match],
     intent: Intent,
-    source: Contents,
     candidate: Contents,
     checkpoint_format: Format,
     names: Names,
@@ -202,41 +201,31 @@ def find_additions(
                 findings.add(
                     "added", candidate.tensor_name(module, part), names.traits(module).kind
                 )
-    explained = _Explained(checkpoint_format)
-    plain = {layer.match.candidate for layer in intent.layers if layer.outcome.layout is PLAIN}
-    for match in matches:
-        if match.candidate is None:
-            continue
-        before = source.forms[match.source]
-        after = candidate.forms[match.candidate]
-        is_quantized = match.matrix is not None and match.candidate not in plain
-        for part in explained.beside(before, after, is_quantized=is_quantized):
-            name = candidate.tensor_name(match.candidate, part)
-            findings.add("added", name, match.traits.kind)
+    plain_layers = [layer.match for layer in intent.layers if layer.outcome.layout is PLAIN]
+    plain = {match.candidate for match in plain_layers}
+    plain_cases = {match.case for match in plain_layers}
+
+    def beside(case: Case, *, is_quantized: bool) -> list[str]:
+        """Return the parts that neither the source nor the format explains."""
+        return [
+            part
+            for part in (case.after.parts if case.after else ())
+            if part not in case.before.parts
+            and part != "weight"
+            and part not in checkpoint_format.extra_parts
+            and not (is_quantized and _explains(checkpoint_format, part))
+        ]
+
+    def has_more(case: Case) -> bool:
+        return bool(beside(case, is_quantized=case.matrix is not None and case not in plain_cases))
+
+    for match in select(matches, has_more):
+        module = match.candidate or ""
+        is_quantized = match.matrix is not None and module not in plain
+        for part in beside(match.case, is_quantized=is_quantized):
+            findings.add("added", candidate.tensor_name(module, part), match.traits.kind)
 
 
-class _Explained:
-    """Parts of a module that neither the source nor the format explains, once for each form."""
-
-    def __init__(self, checkpoint_format: Format) -> None:
-        self._format = checkpoint_format
-        self._beside: dict[tuple[Form, Form, bool], tuple[str, ...]] = {}
-
-    def beside(self, before: Form, after: Form, *, is_quantized: bool) -> tuple[str, ...]:
-        """Return the unexplained parts of ``after``."""
-        key = before, after, is_quantized
-        found = self._beside.get(key)
-        if found is None:
-            found = self._beside[key] = tuple(
-                part
-                for part in after.parts
-                if part not in before.parts
-                and part != "weight"
-                and not self._explains(part, is_quantized=is_quantized)
-            )
-        return found
-
-    def _explains(self, part: str, *, is_quantized: bool) -> bool:
-        if part in self._format.extra_parts:
-            return True
-        return is_quantized and (not self._format.known or self._format.explains(part))
+def _explains(checkpoint_format: Format, part: str) -> bool:
+    """Tell whether a quantized matrix may have a part; of an unknown format, anything may be."""
+    return not checkpoint_format.known or checkpoint_format.explains(part)

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from sys import intern
 from typing import Any
 
 import msgspec
@@ -107,10 +109,12 @@ class Contents:
         self._fused: set[str] = set()
         self._join_dotted_parts()
         self._part_fused_experts()
-        self._forms: dict[tuple[tuple[str, str, tuple[int, ...]], ...], Form] = {}
-        self.forms: dict[str, Form] = {
-            module: self._form(parts) for module, parts in self.parts.items()
-        }
+        self.forms: dict[str, Form] = _forms(self.parts)
+
+    @cached_property
+    def distinct_forms(self) -> frozenset[Form]:
+        """Return every form once."""
+        return frozenset(self.forms.values())
 
     def tensor_name(self, module: str, part: str) -> str:
         """Return the full name of a tensor."""
@@ -124,14 +128,6 @@ class Contents:
             module = module.rpartition(".")[0]
         fused = (each for each in self._fused if name == each or name.startswith(f"{each}_"))
         return next(fused, module) if module.endswith(EXPERTS) else module
-
-    def _form(self, parts: Parts) -> Form:
-        signature = tuple([(part, tensor.dtype, tensor.shape) for part, tensor in parts.items()])
-        form = self._forms.get(signature)
-        if form is None:
-            size_bytes = sum(tensor.size_bytes for tensor in parts.values())
-            form = self._forms[signature] = Form(parts=parts, size_bytes=size_bytes)
-        return form
 
     def _join_dotted_parts(self) -> None:
         """Give ``x.weight.absmax`` to ``x``: parts of bitsandbytes have dots in their names."""
@@ -163,14 +159,31 @@ class Contents:
 
 def _by_module(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     modules: dict[str, dict[str, Tensor]] = {}
+    before = None
+    parts: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         module, _, part = name.rpartition(".")
-        parts = modules.get(module)
-        if parts is None:
-            modules[module] = {part: tensor}
-        else:
-            parts[part] = tensor
+        # Tensors of one module mostly follow each other.
+        if module != before:
+            before, parts = module, modules.setdefault(module, {})
+        parts[intern(part)] = tensor
     return modules
+
+
+def _forms(modules: Mapping[str, Parts]) -> dict[str, Form]:
+    forms: dict[str, Form] = {}
+    known: dict[tuple[object, ...], Form] = {}
+    for module, parts in modules.items():
+        signature: list[object] = []
+        for part, tensor in parts.items():
+            signature += (part, tensor.dtype, tensor.shape)
+        key = tuple(signature)
+        form = known.get(key)
+        if form is None:
+            size_bytes = sum(tensor.size_bytes for tensor in parts.values())
+            form = known[key] = Form(parts=parts, size_bytes=size_bytes)
+        forms[module] = form
+    return forms
 
 
 def _fused_projections(parts: Parts) -> list[str]:

@@ -10,8 +10,9 @@ layers that are alike.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from conductor.probes.contents import WEIGHT_PARTS, Contents, Form, expert_parts, experts_in
@@ -26,8 +27,15 @@ from conductor.probes.formats.layout import (
     Scheme,
     describe,
 )
-from conductor.probes.matching import PREFIXES, Match, common_name, without_prefix
-from conductor.probes.modules import EXPERTS, OTHER, Traits
+from conductor.probes.matching import (
+    PREFIXES,
+    Case,
+    Match,
+    common_name,
+    select,
+    without_prefix,
+)
+from conductor.probes.modules import EXPERTS, OTHER
 from gates.criteria import SIXTEEN_BITS, UNKNOWN_KIND, Recipe
 from gates.evidence import Bucket
 
@@ -75,12 +83,11 @@ class Intent:
     """All layers of a candidate, and how many there are of each outcome."""
 
     counts: dict[str, int]
-    layers: list[Layer] = field(default_factory=list)
+    layers: list[Layer]
 
 
 def examine(
     matches: list[Match],
-    source: Contents,
     candidate: Contents,
     checkpoint_format: Format,
     recipe: Recipe,
@@ -93,44 +100,58 @@ def examine(
     Modules among ``broken`` have tensors that are not whole, and are left out.
     """
     counts = dict.fromkeys((*COUNTS, recipe.bucket, LEFT_ALONE, UNEXPECTED, MISMATCH), 0)
-    intent = Intent(counts={str(name): count for name, count in counts.items()})
-    reading = _Reading(checkpoint_format, recipe)
-    groups = _Groups()
-    unreadable: list[Layer] = []
-    for match in matches:
-        matrix, module = match.matrix, match.candidate
-        if matrix is None or module is None or module in broken:
-            continue
-        scheme = reading.declared(match)
-        outcome = reading.outcome(
-            match, source.forms[match.source], candidate.forms[module], scheme
-        )
-        layer = Layer(match, outcome, scheme)
-        intent.layers.append(layer)
-        intent.counts[outcome.count] = intent.counts.get(outcome.count, 0) + match.layers
-        if outcome.kind is not None:
-            name = f"{module} ({outcome.remark})" if outcome.remark else module
-            findings.add(outcome.kind, name, match.traits.kind, count=match.layers)
-        elif outcome.layout is None:
-            unreadable.append(layer)
-        if outcome.other_activations:
-            name = f"{module} ({outcome.other_activations})"
-            findings.add("other_activations", name, match.traits.kind, count=match.layers)
-        if match.traits.group is not None and outcome.layout is not None:
-            groups.add(match.traits, module, outcome)
-    groups.report(findings)
-    _note_unclassified(matches, findings)
+    intent = Intent(
+        counts={str(name): count for name, count in counts.items()},
+        layers=list(_layers(matches, _Reading(checkpoint_format, recipe), broken)),
+    )
+    examples = {layer.outcome: layer for layer in intent.layers}
+    for outcome, count in Counter(layer.outcome for layer in intent.layers).items():
+        linears = count * examples[outcome].match.layers
+        intent.counts[outcome.count] = intent.counts.get(outcome.count, 0) + linears
+    noted = {outcome for outcome in examples if outcome.kind or outcome.other_activations}
+    for layer in _with_outcomes(intent.layers, noted):
+        _note(layer, findings)
+    mixed = _Groups(examples.values())
+    for layer in _with_outcomes(intent.layers, mixed.outcomes):
+        mixed.add(layer)
+    mixed.report(findings)
+    for match in select(matches, _is_unclassified):
+        findings.add("unclassified", match.source, match.traits.kind)
+    nameless = {each for each in examples if each.kind is None and each.layout is None}
+    unreadable = list(_with_outcomes(intent.layers, nameless))
     findings.extend("contradiction", checkpoint_format.problems)
     if unreadable or not checkpoint_format.known:
         findings.add("unknown_format", _seen(checkpoint_format, unreadable, candidate))
     return intent
 
 
-def _note_unclassified(matches: list[Match], findings: Findings) -> None:
+def _layers(
+    matches: Iterable[Match], reading: _Reading, broken: Collection[str]
+) -> Iterator[Layer]:
     for match in matches:
-        kind = match.traits.kind
-        if kind in (OTHER, UNKNOWN_KIND) and match.matrix is not None:
-            findings.add("unclassified", match.source, kind)
+        if match.case.matrix is None or match.candidate is None or match.candidate in broken:
+            continue
+        scheme = reading.declared(match)
+        yield Layer(match, reading.outcome(match, scheme), scheme)
+
+
+def _with_outcomes(layers: Iterable[Layer], outcomes: Collection[Outcome]) -> Iterator[Layer]:
+    if outcomes:
+        yield from (layer for layer in layers if layer.outcome in outcomes)
+
+
+def _note(layer: Layer, findings: Findings) -> None:
+    match, outcome, _ = layer
+    if outcome.kind is not None:
+        name = f"{match.candidate} ({outcome.remark})" if outcome.remark else match.candidate
+        findings.add(outcome.kind, name or "", match.traits.kind, count=match.layers)
+    if outcome.other_activations:
+        name = f"{match.candidate} ({outcome.other_activations})"
+        findings.add("other_activations", name, match.traits.kind, count=match.layers)
+
+
+def _is_unclassified(case: Case) -> bool:
+    return case.matrix is not None and case.traits.kind in (OTHER, UNKNOWN_KIND)
 
 
 def _seen(checkpoint_format: Format, unreadable: list[Layer], candidate: Contents) -> str:
@@ -153,7 +174,7 @@ class _Reading:
         self._format = checkpoint_format
         self._recipe = recipe
         self._precisions = {layout.precision for layout in checkpoint_format.layouts}
-        self._asked: dict[Traits, bool] = {}
+        self._asked: dict[Case, bool] = {}
         self._outcomes: dict[tuple[object, ...], Outcome] = {}
         self._views: dict[tuple[Form, bool], Parts] = {}
 
@@ -163,26 +184,30 @@ class _Reading:
         Whether a router or an embedding is a linear module to the engine cannot be told from a
         file, so for those only what they are counts.
         """
-        traits = match.traits
-        asked = self._asked.get(traits)
+        case = match.case
+        asked = self._asked.get(case)
         if asked is None:
-            asked = traits.linear or self._recipe.means(traits.kind)
-            self._asked[traits] = asked
+            asked = case.traits.linear or self._recipe.means(case.traits.kind)
+            self._asked[case] = asked
         return self._format.declared(match.candidate or "") if asked else UNDECLARED
 
-    def outcome(self, match: Match, source: Form, stored: Form, scheme: Scheme) -> Outcome:
-        """Return what became of a layer."""
+    def outcome(self, match: Match, scheme: Scheme) -> Outcome:
+        """Return what became of a layer, one and the same for all that are alike."""
+        case = match.case
         pieces = match.source_slice or match.candidate_slice
-        is_plain_case = scheme is UNDECLARED or self._recipe.means(match.traits.kind)
-        # Of a layer that is to be left alone and is declared quantized, the name tells more.
-        name = None if is_plain_case else match.candidate
-        key = (match.traits, match.matrix, stored, scheme, pieces and pieces.projections, name)
+        key = case, scheme, pieces and pieces.projections
         outcome = self._outcomes.get(key)
         if outcome is None:
-            outcome = self._outcomes[key] = self._work_out(match, source, stored, scheme)
+            outcome = self._work_out(match, scheme)
+            # Of a layer that is to be left alone and is declared quantized, the name tells more.
+            if scheme is UNDECLARED or self._recipe.means(case.traits.kind):
+                self._outcomes[key] = outcome
         return outcome
 
-    def _work_out(self, match: Match, source: Form, stored: Form, scheme: Scheme) -> Outcome:
+    def _work_out(self, match: Match, scheme: Scheme) -> Outcome:
+        source, stored = match.case.before, match.case.after
+        if stored is None:
+            raise ValueError(f"{match.source} is lost")
         layout, turned, parts = self._layout(match, source, stored, scheme)
         if not self._is_known(scheme) or not (layout is PLAIN or self._format.known):
             return Outcome(count=MISMATCH)
@@ -358,21 +383,42 @@ def _is_group(group: int | None, wanted: int, columns: int) -> bool:
     return (group < wanted and is_power) or -(-columns // group) == -(-columns // wanted)
 
 
+_State = tuple[str, int | None]
+"""What all members of a group must be alike in: precision, and an unusual size of its groups."""
+
+
+def _state(outcome: Outcome) -> _State:
+    return outcome.precision, outcome.group_size
+
+
 class _Groups:
     """Layers that engines load into one matrix, by what they are in."""
 
-    def __init__(self) -> None:
-        self._members: dict[tuple[str, str], dict[tuple[str, int | None], list[str]]] = {}
+    def __init__(self, examples: Iterable[Layer]) -> None:
+        """Look only at outcomes of layers some of whose group are stored otherwise somewhere."""
+        found: dict[str, dict[_State, set[Outcome]]] = defaultdict(lambda: defaultdict(set))
+        for match, outcome, _ in examples:
+            if match.traits.group is not None and outcome.layout is not None:
+                found[match.traits.group][_state(outcome)].add(outcome)
+        self.outcomes = {
+            outcome
+            for states in found.values()
+            if len(states) > 1
+            for outcomes in states.values()
+            for outcome in outcomes
+        }
+        self._members: dict[tuple[str, str], dict[_State, list[str]]] = {}
         self._kinds: dict[tuple[str, str], str] = {}
 
-    def add(self, traits: Traits, module: str, outcome: Outcome) -> None:
+    def add(self, layer: Layer) -> None:
         """Note one member; only the first few of each precision keep their names."""
+        traits, module = layer.match.traits, layer.match.candidate or ""
         parent = module.rpartition(".")[0]
         group = traits.group or ""
         if group == EXPERTS and not parent.endswith(EXPERTS):
             parent = parent.rpartition(".")[0]
         key = parent, group
-        state = outcome.precision, outcome.group_size
+        state = _state(layer.outcome)
         members = self._members.get(key)
         if members is None:
             self._members[key] = {state: [module]}
@@ -396,7 +442,7 @@ class _Groups:
                 )
 
 
-def _members(parent: str, members: Mapping[tuple[str, int | None], list[str]]) -> str:
+def _members(parent: str, members: Mapping[_State, list[str]]) -> str:
     """Name the members by precision: ``q_proj, k_proj NVFP4; v_proj FP8``."""
     return "; ".join(
         f"{', '.join(name.removeprefix(f'{parent}.') for name in names)} {precision}"

@@ -9,12 +9,14 @@ nothing is taken: a wrong guess would hide a lost tensor.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from conductor.probes.contents import (
     FUSED_PROJECTIONS,
     Contents,
+    Form,
     Matrices,
     Matrix,
     experts_in,
@@ -55,6 +57,20 @@ class Slice(NamedTuple):
     projections: int
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Case:
+    """What all matches that are alike have in common; a checkpoint has a few dozen.
+
+    ``before`` is how the source stores the module, ``after`` how the candidate does: ``None``
+    where it is lost.
+    """
+
+    traits: Traits
+    matrix: Matrix | None
+    before: Form
+    after: Form | None
+
+
 class Match(NamedTuple):
     """A module of the source and what stands for it; ``candidate`` is ``None`` where it is lost.
 
@@ -65,11 +81,20 @@ class Match(NamedTuple):
 
     source: str
     candidate: str | None
-    traits: Traits
-    matrix: Matrix | None
+    case: Case
     source_slice: Slice | None = None
     candidate_slice: Slice | None = None
     is_tied_head: bool = False
+
+    @property
+    def traits(self) -> Traits:
+        """Return what the module's name tells."""
+        return self.case.traits
+
+    @property
+    def matrix(self) -> Matrix | None:
+        """Return the weight matrix that the source has here."""
+        return self.case.matrix
 
     @property
     def is_whole(self) -> bool:
@@ -104,11 +129,17 @@ def match_modules(
     """
     matched: list[Match] = []
     left: list[Match] = []
-    present = candidate.parts
-    for module, form in source.forms.items():
-        traits = names.traits(module)
-        match = Match(module, module, traits, matrices.of(module, form, traits))
-        (matched if module in present else left).append(match)
+    cases: dict[tuple[Traits, Form, Form | None], Case] = {}
+    for module, before in source.forms.items():
+        alike = names.traits(module), before, candidate.forms.get(module)
+        case = cases.get(alike)
+        if case is None:
+            traits, _, after = alike
+            case = Case(traits, matrices.of(module, before, traits), before, after)
+            # How fused experts lie may depend on the modules beside them.
+            if case.matrix is None or not case.matrix.experts:
+                cases[alike] = case
+        (left if case.after is None else matched).append(Match(module, module, case))
     if left:
         renames = _Renames(left, source, candidate)
         for match in left:
@@ -116,6 +147,13 @@ def match_modules(
     if tied:
         matched.extend(_tied_head(matched, candidate, names))
     return matched
+
+
+def select(matches: Iterable[Match], is_wanted: Callable[[Case], object]) -> Iterator[Match]:
+    """Yield the matches whose case is wanted, in their order; each case is asked for once."""
+    wanted = {case for case in {match.case for match in matches} if is_wanted(case)}
+    if wanted:
+        yield from (match for match in matches if match.case in wanted)
 
 
 def without_prefix(module: str) -> str:
@@ -141,6 +179,7 @@ class _Renames:
 
     def __init__(self, left: Iterable[Match], source: Contents, candidate: Contents) -> None:
         self._candidate = candidate
+        self._cases: dict[tuple[Case, Form | None], Case] = {}
         self._wanted = _unambiguous(match.source for match in left)
         self._offered = _unambiguous(
             module for module in candidate.parts if module not in source.parts
@@ -150,24 +189,31 @@ class _Renames:
         """Yield what stands for a module under another name."""
         common = common_name(match.source)
         if self._wanted.get(common) is None:
-            yield match._replace(candidate=None)
+            yield self._stored(match, None)
             return
         found = self._offered.get(common)
         if found is not None:
-            yield match._replace(candidate=found)
+            yield self._stored(match, found)
         elif match.matrix is not None and match.matrix.experts:
             yield from self._apart(match, match.matrix, common)
         else:
             yield self._fused(match, common)
+
+    def _stored(self, match: Match, candidate: str | None) -> Match:
+        """Return a match with the module that stands for it."""
+        after = self._candidate.forms[candidate] if candidate is not None else None
+        key = match.case, after
+        if key not in self._cases:
+            self._cases[key] = replace(match.case, after=after)
+        return match._replace(candidate=candidate, case=self._cases[key])
 
     def _apart(self, match: Match, matrix: Matrix, common: str) -> Iterator[Match]:
         """Yield a match for each expert and projection, or one lost module where there is none."""
         parent, _, leaf = common.rpartition(".")
         projections = FUSED_PROJECTIONS.get(leaf, (leaf,))
         found = [
-            match._replace(
-                candidate=self._offered.get(f"{parent}.{expert}.{projection}"),
-                source_slice=Slice(expert, place, len(projections)),
+            self._stored(match, self._offered.get(f"{parent}.{expert}.{projection}"))._replace(
+                source_slice=Slice(expert, place, len(projections))
             )
             for expert in range(matrix.experts)
             for place, projection in enumerate(projections)
@@ -175,24 +221,24 @@ class _Renames:
         if any(each.candidate is not None for each in found):
             yield from found
         else:
-            yield match._replace(candidate=None)
+            yield self._stored(match, None)
 
     def _fused(self, match: Match, common: str) -> Match:
         """Return the slice of a fused module that an expert of the source is stored in."""
         parent, _, leaf = common.rpartition(".")
         expert = _EXPERT.search(f"{parent}.")
         if expert is None or match.matrix is None:
-            return match._replace(candidate=None)
+            return self._stored(match, None)
         number = int(expert[1])
         layer = parent.rpartition(".")[0]
         for fused, place, projections in _FUSED_IN.get(leaf, ()):
             module = self._offered.get(f"{layer}.{fused}")
             parts = self._candidate.parts[module] if module is not None else {}
             if is_fused(parts) and number < experts_in(parts):
-                return match._replace(
-                    candidate=module, candidate_slice=Slice(number, place, projections)
+                return self._stored(match, module)._replace(
+                    candidate_slice=Slice(number, place, projections)
                 )
-        return match._replace(candidate=None)
+        return self._stored(match, None)
 
 
 def _unambiguous(modules: Iterable[str]) -> dict[str, str | None]:
@@ -217,6 +263,7 @@ def _tied_head(matched: list[Match], candidate: Contents, names: Names) -> Itera
     embeddings = [m for m in matched if m.traits.kind == "embeddings" and m.matrix is not None]
     heads = [f"{prefix}lm_head" for prefix in PREFIXES if f"{prefix}lm_head" in candidate.parts]
     if len(embeddings) == 1 and len(heads) == 1:
-        yield embeddings[0]._replace(
-            candidate=heads[0], traits=names.traits(heads[0]), is_tied_head=True
+        case = replace(
+            embeddings[0].case, traits=names.traits(heads[0]), after=candidate.forms[heads[0]]
         )
+        yield embeddings[0]._replace(candidate=heads[0], case=case, is_tied_head=True)

@@ -6,14 +6,33 @@ path, the problem and the remedy.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 LARGEST_JSON_BYTES = 1 << 30
 """Largest JSON document read whole; the largest tokenizers and indexes are below 100 MB."""
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """Keep the garbage collector from running, as while a checkpoint's headers are examined.
+
+    Whenever many objects are made it looks through all of them in vain: a million objects are
+    kept, none of them in a circle. What circles arise are collected afterwards.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class ProbeError(Exception):

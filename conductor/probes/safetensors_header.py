@@ -13,12 +13,12 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Raw
@@ -67,6 +67,7 @@ INDEX_FILE = "model.safetensors.index.json"
 
 _SUFFIX = ".safetensors"
 _METADATA = "__metadata__"
+_METADATA_FIRST = b'{"__metadata__":'
 _PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _COPY_AGAIN = "copy or export the checkpoint again"
 _LONGEST_NAME = 200
@@ -77,13 +78,24 @@ _QUOTES_OF_ENTRY = 10
 _QUOTES_OF_MAPPING = 4
 """Quotation marks of an entry of a weight map."""
 
+_QUOTES_OF_KEYS = 4
+"""Quotation marks around the two keys of an index; one name more in its weight map has as many."""
+
 _ARRAYS_MATTER_BYTES = 16 << 20
 """Size of a header above which a long array in it could take a gigabyte once it is parsed."""
 
 _LONG_ARRAY = re.compile(rb"\[[^\]\[]{4096}")
 _SERIES = re.compile(r"(.*?)-?(\d{1,6})-of-(\d{1,6})\.safetensors")
 
+_WeightMap = TypeVar("_WeightMap")
+
 _NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+if TYPE_CHECKING:
+    Dtype = str
+else:
+    # Types that are known come as one text each, which takes less memory and compares faster.
+    Dtype = Literal[tuple(DTYPE_BITS)]
 
 _Size = Annotated[int, msgspec.Meta(ge=0)]
 _Shape = Annotated[tuple[_Size, ...], msgspec.Meta(max_length=MOST_DIMENSIONS)]
@@ -95,7 +107,7 @@ class Tensor(msgspec.Struct, frozen=True, gc=False):
     The collector need not look at tensors: they are many, and hold numbers and text only.
     """
 
-    dtype: str
+    dtype: Dtype
     shape: _Shape
     offsets: tuple[_Size, _Size] = msgspec.field(name="data_offsets")
 
@@ -104,6 +116,12 @@ class Tensor(msgspec.Struct, frozen=True, gc=False):
         """Bytes that the tensor takes in its file."""
         begin, end = self.offsets
         return end - begin
+
+
+class _Stated(Tensor, frozen=True, gc=False):
+    """A tensor of any type, known or not."""
+
+    dtype: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,17 +209,23 @@ def dangling_links(directory: Path) -> list[str]:
 
 
 class _Header(NamedTuple):
-    """The header of one file, its entries not decoded yet.
+    """The header of one file: its tensors or, where not all entries are usual, the entries.
 
-    ``members`` are names with what the header says of them; ``repeated`` names that it gives
-    several times, and how often; ``ambiguous`` names whose entry gives a key twice.
+    ``repeated`` are names that it gives several times, and how often; ``ambiguous`` names whose
+    entry gives a key twice.
     """
 
-    members: Collection[tuple[str, Raw]]
     data_start: int
     data_bytes: int
+    tensors: dict[str, Tensor] | None = None
+    entries: Collection[tuple[str, Raw]] = ()
     repeated: Mapping[str, int] = {}
     ambiguous: Collection[str] = ()
+
+    @property
+    def tensor_count(self) -> int:
+        """Number of entries that are no metadata."""
+        return len(self.entries if self.tensors is None else self.tensors)
 
 
 @dataclass(kw_only=True)
@@ -244,15 +268,18 @@ class _Reader:
         path = self.directory / file
         try:
             header = _read_header(path)
-            self._tensor_count += len(header.members)
+            self._tensor_count += header.tensor_count
             if self._tensor_count > MOST_TENSORS:
                 raise ProbeError(path, f"goes beyond {MOST_TENSORS} tensors", _COPY_AGAIN)
         except ProbeError as error:
             self.findings.add("unusable_header", f"{_shown(file)} ({error.problem})")
             self.all_readable = False
             return None
+        tensors = header.tensors
+        if tensors is not None and _fit_together(tensors.values(), header.data_bytes):
+            return _File(data_start=header.data_start, tensors=tensors)
         found = _File(data_start=header.data_start)
-        self._decode(file, header, found)
+        self._check(file, header, found)
         for name, times in header.repeated.items():
             found.broken.add(name)
             self.note("duplicate_name", file, name, f"{times} times")
@@ -264,21 +291,15 @@ class _Reader:
             found.tensors.pop(name, None)
         return found
 
-    def _decode(self, file: str, header: _Header, found: _File) -> None:
-        """Decode every entry and hold it against its shape, its neighbours and the file's end."""
+    def _check(self, file: str, header: _Header, found: _File) -> None:
+        """Hold every tensor against its shape, its neighbours and the file's end."""
         tensors, data_bytes = found.tensors, header.data_bytes
-        decode, bits_of, prod = _TENSOR.decode, DTYPE_BITS.get, math.prod
         position, in_order = 0, True
-        for name, entry in header.members:
-            try:
-                tensor = decode(entry)
-            except _NOT_JSON as error:
-                found.broken.add(name)
-                self.note("unusable_tensor", file, name, _reason(error))
-                continue
+        usual = header.tensors
+        members = self._decode(file, header, found) if usual is None else usual.items()
+        for name, tensor in members:
             begin, end = tensor.offsets
-            bits = bits_of(tensor.dtype)
-            if bits is None or (end - begin) * 8 != bits * prod(tensor.shape):
+            if (end - begin) * 8 != DTYPE_BITS[tensor.dtype] * math.prod(tensor.shape):
                 found.broken.add(name)
                 self.note("unusable_tensor", file, name, _misfit(tensor))
                 continue
@@ -290,8 +311,19 @@ class _Reader:
             position = end
         if not in_order or position != data_bytes:
             # Places that seem to be no tensor's may be those of one that is not known in full.
-            all_known = len(tensors) == len(header.members)
+            all_known = len(tensors) == header.tensor_count
             self._check_places(file, found, data_bytes if all_known else None)
+
+    def _decode(self, file: str, header: _Header, found: _File) -> Iterator[tuple[str, Tensor]]:
+        """Yield what entries describe, and note those that describe no tensor."""
+        for name, entry in header.entries:
+            try:
+                tensor = _TENSOR.decode(entry)
+            except _NOT_JSON:
+                found.broken.add(name)
+                self.note("unusable_tensor", file, name, _why_unusable(entry))
+            else:
+                yield name, tensor
 
     def _check_places(self, file: str, found: _File, data_bytes: int | None) -> None:
         """Require each tensor to begin where the one before it ends, and the last at the end.
@@ -364,7 +396,7 @@ def _read_indexed(
     reader: _Reader, shard_of: dict[str, str], total_size: int | float | None
 ) -> Weights:
     """Read the shards that an index names, and hold both against each other."""
-    named = Counter(shard_of.values())
+    named = _by_file(shard_of)
     forgotten = _left_out_of_series(reader.present, named)
     if SINGLE_FILE in reader.present and named.keys() != {SINGLE_FILE}:
         reader.findings.add("two_sets", f"{SINGLE_FILE} beside {INDEX_FILE}")
@@ -375,16 +407,13 @@ def _read_indexed(
     broken: set[str] = set()
     elsewhere: dict[str, str] = {}
     for file in sorted({*named, *forgotten}):
-        found = _read_named(reader, file, named[file])
+        found = _read_named(reader, file, len(named.get(file, ())))
         if found is None:
             continue
         data_start[file] = found.data_start
         broken |= found.broken
-        for name in [name for name in found.tensors if shard_of.get(name) != file]:
-            del found.tensors[name]
-            if name in elsewhere:
-                reader.note("duplicate_name", file, name, f"also in {_shown(elsewhere[name])}")
-            elsewhere[name] = file
+        if found.tensors.keys() != set(named.get(file, ())):
+            _set_apart(reader, file, found, shard_of, elsewhere)
         tensors |= found.tensors
     _note_absent(reader, shard_of, tensors, data_start.keys(), elsewhere, broken)
     for name, file in elsewhere.items():
@@ -404,6 +433,24 @@ def _read_indexed(
         problem = f"total_size {total_size}, tensors {weights.size_bytes}"
         reader.findings.add("wrong_total_size", f"{INDEX_FILE} ({problem})")
     return weights
+
+
+def _by_file(shard_of: Mapping[str, str]) -> dict[str, list[str]]:
+    named: dict[str, list[str]] = defaultdict(list)
+    for name, file in shard_of.items():
+        named[file].append(name)
+    return dict(named)
+
+
+def _set_apart(
+    reader: _Reader, file: str, found: _File, shard_of: Mapping[str, str], elsewhere: dict[str, str]
+) -> None:
+    """Move tensors that the index does not look for in this file to those that are elsewhere."""
+    for name in [name for name in found.tensors if shard_of.get(name) != file]:
+        del found.tensors[name]
+        if name in elsewhere:
+            reader.note("duplicate_name", file, name, f"also in {_shown(elsewhere[name])}")
+        elsewhere[name] = file
 
 
 def _note_strays(
@@ -450,8 +497,8 @@ def _only(tensors: Mapping[str, Tensor], shard_of: Mapping[str, str]) -> Mapping
     return {name: shard_of[name] for name in tensors}
 
 
-class _Index(msgspec.Struct):
-    weight_map: Raw
+class _Index(msgspec.Struct, Generic[_WeightMap]):
+    weight_map: _WeightMap
     metadata: Raw = Raw(b"{}")
 
 
@@ -471,34 +518,37 @@ def _read_index(reader: _Reader) -> tuple[dict[str, str], int | float | None]:
     if quotes > _QUOTES_OF_MAPPING * MOST_TENSORS + 1000:
         raise ProbeError(path, f"names more than {MOST_TENSORS} tensors", _COPY_AGAIN)
     try:
-        index = _INDEX.decode(document)
-        mapping = bytes(index.weight_map)
-        shard_of = _decode_weight_map(mapping, reader.present)
+        index = _decode_index(document, reader.present)
     except _NOT_JSON as error:
         problem = f"has no usable weight_map ({_reason(error)})"
         raise ProbeError(path, problem, _COPY_AGAIN) from None
+    shard_of, metadata = index.weight_map, bytes(index.metadata)
     if not shard_of or not all(map(_is_plain_name, set(shard_of.values()))):
         problem = "weight_map must map tensor names to names of files beside it"
         raise ProbeError(path, problem, _COPY_AGAIN)
-    if mapping.count(b'"') != _QUOTES_OF_MAPPING * len(shard_of):
-        for name, times in _repeated(_all_members(mapping)).items():
+    quotes -= metadata.count(b'"') + _QUOTES_OF_KEYS
+    if quotes > _QUOTES_OF_MAPPING * len(shard_of):
+        members = _all_members(_RAW_INDEX.decode(document).weight_map)
+        for name, times in _repeated(members).items():
             findings.add("duplicate_name", f"{INDEX_FILE}: {_shown(name)}, {times} times")
     try:
-        metadata = _INDEX_METADATA.decode(index.metadata)
+        stated = _INDEX_METADATA.decode(metadata)
     except _NOT_JSON:
         findings.add("wrong_total_size", f"{INDEX_FILE} (total_size is no number)")
-        metadata = None
-    return shard_of, metadata.total_size if metadata else None
+        stated = None
+    return shard_of, stated.total_size if stated else None
 
 
-def _decode_weight_map(mapping: bytes, present: Iterable[str]) -> dict[str, str]:
-    """Return a weight map; files that are there are one text each, made and compared faster."""
+def _decode_index(document: bytes, present: Iterable[str]) -> _Index[dict[str, str]]:
+    """Return an index; files that are there are one text each, made and compared faster."""
     files = tuple(name for name in present if name.endswith(_SUFFIX))
     literal: Any = Literal
     try:
-        found: dict[str, str] = msgspec.json.decode(mapping, type=dict[str, literal[files]])
+        found: _Index[dict[str, str]] = msgspec.json.decode(
+            document, type=_Index[dict[str, literal[files]]]
+        )
     except (msgspec.ValidationError, TypeError):
-        return _WEIGHT_MAP.decode(mapping)
+        return _INDEX.decode(document)
     return found
 
 
@@ -532,7 +582,7 @@ def _read_header(path: Path) -> _Header:
 
 
 def _parse_header(header: bytes, data_bytes: int) -> _Header:
-    """Split a header into its entries.
+    """Decode a header or, where it is unusual, split it into its entries.
 
     Two equal keys are one in a dictionary, so names are counted by their quotation marks, which a
     usual entry has ten of; only where the number is another are all names collected.
@@ -544,8 +594,11 @@ def _parse_header(header: bytes, data_bytes: int) -> _Header:
         raise msgspec.ValidationError(f"more than {MOST_TENSORS_IN_FILE} tensors")
     if len(header) > _ARRAYS_MATTER_BYTES and _LONG_ARRAY.search(header):
         raise msgspec.ValidationError("an array of thousands")
-    members = _MEMBERS.decode(header)
     data_start = 8 + len(header)
+    tensors = _decode_usual(header, quotes)
+    if tensors is not None:
+        return _Header(data_start, data_bytes, tensors)
+    members = _MEMBERS.decode(header)
     metadata = members.pop(_METADATA, None)
     if metadata is not None:
         text = bytes(metadata)
@@ -554,15 +607,38 @@ def _parse_header(header: bytes, data_bytes: int) -> _Header:
             raise msgspec.ValidationError(f"{_METADATA} of {len(text)} bytes")
         _METADATA_MAP.decode(text)
     if quotes == _QUOTES_OF_ENTRY * len(members):
-        return _Header(members.items(), data_start, data_bytes)
+        return _Header(data_start, data_bytes, entries=members.items())
     every = [member for member in _all_members(header) if member[0] != _METADATA]
     return _Header(
-        every,
         data_start,
         data_bytes,
-        _repeated(every),
-        [name for name, entry in every if _gives_a_key_twice(entry)],
+        entries=every,
+        repeated=_repeated(every),
+        ambiguous=[name for name, entry in every if _gives_a_key_twice(entry)],
     )
+
+
+def _decode_usual(header: bytes, quotes: int) -> dict[str, Tensor] | None:
+    """Return all tensors of a usual header, which begins with its metadata if it has any.
+
+    Of most there is nothing to say, and at once they are decoded faster than one by one. ``None``
+    is for any header that needs a closer look.
+    """
+    entries = header
+    try:
+        if header.startswith(_METADATA_FIRST):
+            # Metadata in which a text has a brace is cut too early, and is no JSON.
+            end = header.find(b"}") + 1
+            _METADATA_MAP.decode(header[len(_METADATA_FIRST) : end])
+            if header[end : end + 1] != b",":
+                return None
+            quotes -= header.count(b'"', 0, end)
+            entries = b"{" + header[end + 1 :]
+        tensors = _TENSORS.decode(entries)
+    except _NOT_JSON:
+        return None
+    # Without entries, a comma after the metadata has not been held to be wrong.
+    return tensors if tensors and quotes == _QUOTES_OF_ENTRY * len(tensors) else None
 
 
 class _Slot:
@@ -597,10 +673,24 @@ def _gives_a_key_twice(entry: Raw) -> bool:
         return False
 
 
-def _bits(tensor: Tensor) -> int:
-    """Return the bits that a tensor needs; -1 for a type that is not known."""
-    bits = DTYPE_BITS.get(tensor.dtype)
-    return -1 if bits is None else bits * math.prod(tensor.shape)
+def _why_unusable(entry: Raw) -> str:
+    """Say why an entry of a header describes no tensor."""
+    try:
+        return _misfit(_STATED.decode(entry))
+    except _NOT_JSON as error:
+        return _reason(error)
+
+
+def _fit_together(tensors: Iterable[Tensor], data_bytes: int) -> bool:
+    """Tell whether each has its bytes and begins where the one before it ends, to the very end."""
+    bits_of, prod = DTYPE_BITS, math.prod
+    position = 0
+    for tensor in tensors:
+        begin, end = tensor.offsets
+        if begin != position or (end - begin) * 8 != bits_of[tensor.dtype] * prod(tensor.shape):
+            return False
+        position = end
+    return position == data_bytes
 
 
 def _misfit(tensor: Tensor) -> str:
@@ -663,8 +753,10 @@ def _no_weights(directory: Path) -> ProbeError:
 
 
 _TENSOR = msgspec.json.Decoder(Tensor)
+_TENSORS = msgspec.json.Decoder(dict[str, Tensor])
+_STATED = msgspec.json.Decoder(_Stated)
 _MEMBERS = msgspec.json.Decoder(dict[str, Raw])
+_INDEX = msgspec.json.Decoder(_Index[dict[str, str]])
 _METADATA_MAP = msgspec.json.Decoder(dict[str, str] | None)
-_INDEX = msgspec.json.Decoder(_Index)
+_RAW_INDEX = msgspec.json.Decoder(_Index[Raw])
 _INDEX_METADATA = msgspec.json.Decoder(_IndexMetadata | None)
-_WEIGHT_MAP = msgspec.json.Decoder(dict[str, str])

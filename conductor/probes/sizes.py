@@ -12,8 +12,8 @@ from collections import Counter
 
 from conductor.probes.completeness import COMPUTED_PARTS
 from conductor.probes.contents import Contents, Form, Matrix
-from conductor.probes.matching import Match
-from conductor.probes.modules import Names, Traits
+from conductor.probes.matching import Case, Match
+from conductor.probes.modules import Names
 from gates.criteria import (
     BYTES_PER_COLUMN,
     BYTES_PER_MATRIX,
@@ -33,32 +33,32 @@ Range = tuple[float, float]
 
 
 class Census:
-    """How many modules of a source there are of each form; a few dozen rows for any model."""
+    """How many modules of a source there are of each case; a few dozen rows for any model."""
 
-    def __init__(self, matches: list[Match], source: Contents) -> None:
+    def __init__(self, matches: list[Match]) -> None:
         """Count every module of the source once."""
-        self.rows: Counter[tuple[Traits, Matrix | None, Form]] = Counter()
+        self.rows: Counter[Case] = Counter()
         seen = ""
         for match in matches:
             # Matches of one module follow each other; a tied head is no module of the source.
             if match.source == seen or match.is_tied_head:
                 continue
             seen = match.source
-            self.rows[match.traits, match.matrix, source.forms[match.source]] += 1
+            self.rows[match.case] += 1
 
     def precision(self) -> str | None:
         """Name the precision that most weights of the decoder layers are in."""
         weights: Counter[str] = Counter()
-        for (traits, matrix, _), count in self.rows.items():
-            if matrix is not None and traits.kind in MODULE_KINDS:
-                weights[matrix.precision] += count * matrix.weights
+        for case, count in self.rows.items():
+            if case.matrix is not None and case.traits.kind in MODULE_KINDS:
+                weights[case.matrix.precision] += count * case.matrix.weights
         return max(weights, key=lambda name: weights[name]) or None if weights else None
 
     def weights_by_kind(self) -> Counter[str]:
         """Count the weights of each kind of module, however they are stored."""
         weights: Counter[str] = Counter()
-        for (traits, matrix, form), count in self.rows.items():
-            weights[traits.kind] += count * _logical_weights(matrix, form)
+        for case, count in self.rows.items():
+            weights[case.traits.kind] += count * _logical_weights(case.matrix, case.before)
         return weights
 
     def expected_bytes(self, recipe: Recipe, *, tied: bool) -> list[int]:
@@ -70,12 +70,13 @@ class Census:
         go; a model with tied embeddings may store its head or not.
         """
         low = high = 0.0
-        has_head = any(traits.kind == "lm_head" for traits, _, _ in self.rows)
-        for (traits, matrix, form), count in self.rows.items():
-            least, most = _expected(traits, matrix, form, recipe)
-            low += 0.0 if tied and traits.kind == "lm_head" else count * least
+        has_head = any(case.traits.kind == "lm_head" for case in self.rows)
+        for case, count in self.rows.items():
+            kind = case.traits.kind
+            least, most = _expected(kind, case.matrix, case.before, recipe)
+            low += 0.0 if tied and kind == "lm_head" else count * least
             high += count * most
-            if tied and not has_head and traits.kind == "embeddings":
+            if tied and not has_head and kind == "embeddings":
                 high += count * most
         return [
             max(1, math.floor(low * (1 - SIZE_TOLERANCE))),
@@ -90,8 +91,8 @@ def _logical_weights(matrix: Matrix | None, form: Form) -> int:
     return matrix.weights + (math.prod(bias.shape) if bias is not None else 0)
 
 
-def _expected(traits: Traits, matrix: Matrix | None, form: Form, recipe: Recipe) -> Range:
-    meant = matrix is not None and recipe.means(traits.kind)
+def _expected(kind: str, matrix: Matrix | None, form: Form, recipe: Recipe) -> Range:
+    meant = matrix is not None and recipe.means(kind)
     least = most = 0.0
     for part, tensor in form.parts.items():
         is_own = part == "weight" if matrix is None or matrix.is_plain else part != "bias"
@@ -129,7 +130,7 @@ def bits_per_weight(
     Weights are those that the source has, however either side stores them.
     """
     weights = census.weights_by_kind()
-    kinds = {match.candidate: match.traits.kind for match in matches}
+    kinds = {match.candidate: match.case.traits.kind for match in matches}
     stored: Counter[str] = Counter()
     for module, form in candidate.forms.items():
         stored[kinds.get(module) or names.traits(module).kind] += form.size_bytes

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+import msgspec
+
 from conductor.probes.safetensors_header import Tensor
 
 if TYPE_CHECKING:
@@ -45,8 +47,7 @@ class Fetch(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scheme:
+class Scheme(msgspec.Struct, frozen=True, kw_only=True):
     """What a configuration declares for one module.
 
     ``group_size`` counts columns per scale, where the configuration says or the precision fixes

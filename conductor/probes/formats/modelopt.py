@@ -10,9 +10,11 @@ import fnmatch
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
+import msgspec
 
 from conductor.probes.formats.layout import UNDECLARED, UNQUANTIZED, Format, Layout, Scheme
 from conductor.probes.formats.scaled import (
@@ -153,7 +155,7 @@ def _scheme(algorithm: str, group_size: int | None) -> Scheme:
     if not algorithm or algorithm == MIXED:
         return UNDECLARED
     scheme = SCHEMES.get(algorithm, Scheme(precision=algorithm))
-    return scheme if group_size is None else replace(scheme, group_size=group_size)
+    return scheme if group_size is None else msgspec.structs.replace(scheme, group_size=group_size)
 
 
 def _algorithm(stated: Mapping[str, Any]) -> str:
@@ -255,6 +257,7 @@ def _matcher(patterns: Iterable[str]) -> Callable[[str], bool]:
     """
     globs = [pattern for pattern in patterns if set(pattern) & set("*?[")]
     names = {pattern.strip(".") for pattern in patterns} - set(globs)
+    ends = {name.rpartition(".")[2] for name in names}
     lengths: dict[str, set[int]] = defaultdict(set)
     for name in names:
         lengths[name.partition(".")[0]].add(name.count(".") + 1)
@@ -264,8 +267,7 @@ def _matcher(patterns: Iterable[str]) -> Callable[[str], bool]:
     tests = {prefix: [_test(glob) for glob in found] for prefix, found in by_prefix.items()}
     sizes = sorted({len(prefix) for prefix in tests})
 
-    def named(module: str) -> bool:
-        components = module.split(".")
+    def named(components: list[str]) -> bool:
         return any(
             ".".join(components[start : start + length]) in names
             for start, component in enumerate(components)
@@ -278,7 +280,8 @@ def _matcher(patterns: Iterable[str]) -> Callable[[str], bool]:
             for literal, expression in tests.get(module[:size], ()):
                 if literal in module and expression(module):
                     return True
-        return named(module)
+        components = module.split(".")
+        return not ends.isdisjoint(components) and named(components)
 
     return matches
 
