@@ -267,7 +267,17 @@ def _growth_waiver(evidence: CheckpointEvidence, recipe: Recipe, ratio: float) -
         return f"accepted explicitly with accept_size_growth ({beside})"
     if _cannot_shrink(evidence, recipe) and ratio <= INHERENT_GROWTH_MAX:
         return f"is inherent: a {precision!r} source is already as narrow as the recipe's target"
+    if _is_expected(evidence) and PRECISION_BITS.get(precision or "", 16) < 16:
+        return f"is as expected: layers of a {precision!r} source that are left alone are expanded"
     return ""
+
+
+def _is_expected(evidence: CheckpointEvidence) -> bool:
+    """Tell whether the size lies in the range that recipe and source lead to."""
+    if evidence.expected_bytes is None:
+        return False
+    low, high = evidence.expected_bytes
+    return low <= evidence.output_bytes <= high
 
 
 def _growth_unexplained(evidence: CheckpointEvidence, recipe: Recipe) -> str:

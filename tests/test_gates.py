@@ -220,6 +220,21 @@ def sqnr(histogram: dict[str, Any], worst: Any = ()) -> dict[str, Any]:
             "SIZE_NOT_REDUCED",
             id="growth-above",
         ),
+        pytest.param(
+            {"source_precision": "fp8", "output_bytes": 1350, "expected_bytes": [1200, 1350]},
+            None,
+            id="growth-expected-of-a-quantized-source",
+        ),
+        pytest.param(
+            {"source_precision": "fp8", "output_bytes": 1351, "expected_bytes": [1200, 1350]},
+            "SIZE_NOT_REDUCED",
+            id="growth-above-the-expected",
+        ),
+        pytest.param(
+            {"source_precision": "bf16", "output_bytes": 1350, "expected_bytes": [1200, 1350]},
+            "SIZE_NOT_REDUCED",
+            id="growth-of-a-wide-source",
+        ),
         pytest.param({"output_bytes": 0}, "USER_CONFIG_ERROR", id="size-zero"),
         pytest.param({"output_bytes": -5}, "USER_CONFIG_ERROR", id="size-negative"),
         pytest.param({"output_bytes": NAN}, "USER_CONFIG_ERROR", id="size-nan"),
