@@ -601,7 +601,7 @@ def test_pickled_files_and_dangling_links(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     (tmp_path / "circle").symlink_to("circle")
     (tmp_path / "part" / "gone.bin").symlink_to("nowhere")
-    assert pickled_files(tmp_path) == ["a.bin", "part/b.pt", "part/gone.bin"]
+    assert pickled_files(tmp_path) == ["a.bin", "d.PT", "part/b.pt", "part/gone.bin"]
     assert dangling_links(tmp_path) == ["circle", "part/gone.bin"]
 
 

@@ -167,7 +167,12 @@ def _examine(checkpoint: Path, source: Path, recipe: Recipe) -> _Examination:
         "findings": findings.document(),
         "measurements": [],
         "examined": list(HEADER_CHECKS),
-        "expected_bytes": census.expected_bytes(recipe, tied=tied),
+        "expected_bytes": census.expected_bytes(
+            recipe,
+            tied=tied,
+            quantized_beside=intent.quantized_beside,
+            finest_group=intent.finest_group,
+        ),
         "bits_per_weight": bits_per_weight(census, after, names, matches),
     }
     return _Examination(
@@ -194,11 +199,12 @@ def _ask_engines(
 ) -> tuple[str, ...]:
     """Note what engines make of a checkpoint; return the check that was made, if one was.
 
-    Where nobody asked about an engine, or no table answers, nothing was checked.
+    Where nobody asked about an engine, or no table answers, nothing was checked. A configuration
+    that contradicts itself is not put to any.
     """
-    if not examination.is_declared:
-        return ()
     config, findings = examination.config, examination.findings
+    if not examination.is_declared or findings.count("contradiction"):
+        return ()
     linears = map(_linear, examination.counterparts.layers)
     if target is None:
         lint_everywhere(checkpoint, config, linears, findings)
@@ -215,7 +221,7 @@ def _linear(layer: Layer) -> QuantizedLinear:
         kind=match.traits.kind,
         precision=outcome.precision,
         shape=match.shape,
-        group_size=outcome.group_size or scheme.group_size,
+        group_size=scheme.group_size or outcome.group_size,
     )
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 TIMEOUT_S = 30.0
-MEMORY_BYTES = 2 << 30
+MEMORY_BYTES = 768 << 20
 """Address space of a task; two tokenizers of 260,000 entries need 0.5 GB."""
 
 _SHOWN_CHARACTERS = 160

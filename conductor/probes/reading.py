@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-LARGEST_JSON_BYTES = 1 << 30
-"""Largest JSON document read whole; the largest tokenizers and indexes are below 100 MB."""
+LARGEST_JSON_BYTES = 64 << 20
+"""Largest configuration or results file read whole; parsed, it takes up to ten times as much."""
 
 
 @contextmanager
@@ -76,6 +76,8 @@ def read_bytes(path: Path, remedy: str, *, largest: int = LARGEST_JSON_BYTES) ->
         ProbeError: it is absent, cannot be read, or has more than ``largest`` bytes.
     """
     with open_regular(path, remedy) as stream:
+        if os.fstat(stream.fileno()).st_size > largest:
+            raise ProbeError(path, f"is larger than {largest} bytes", remedy)
         try:
             content = stream.read(largest + 1)
         except OSError as error:

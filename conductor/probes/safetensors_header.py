@@ -195,7 +195,7 @@ def pickled_files(directory: Path) -> list[str]:
     return sorted(
         str(path.relative_to(directory))
         for path in directory.rglob("*")
-        if path.suffix in _PICKLED_SUFFIXES and not path.is_dir()
+        if path.suffix.lower() in _PICKLED_SUFFIXES and not path.is_dir()
     )
 
 
