@@ -250,17 +250,58 @@ def test_padding_within_a_word_belongs_to_nobody() -> None:
     assert decibels(weight, read) > 17
 
 
-def test_a_low_rank_part_is_added_before_the_smoothing() -> None:
+@pytest.mark.parametrize("start", ["", "weight_quantizer._"], ids=["renamed", "as it was"])
+def test_a_low_rank_part_is_added_before_the_smoothing(start: str) -> None:
     stored = encode("modelopt-nvfp4", WEIGHT, smoothing=SMOOTHING)
     parts = headers(stored)
     whole = (slice(0, ROWS), slice(0, COLUMNS))
     layout = layout_of("modelopt-nvfp4", parts, "NVFP4")
     without = layout.read(parts, fetcher(stored), *whole)
     left, right = WEIGHT[:, :4], WEIGHT[:4]
-    stored |= {"svdquant_lora_b": encoders.f32(left), "svdquant_lora_a": encoders.f32(right)}
-    with_part = layout.read(headers(stored), fetcher(stored), *whole)
+    first, second = f"{start}svdquant_lora_b", f"{start}svdquant_lora_a"
+    stored |= {first: encoders.f32(left), second: encoders.f32(right)}
+    parts = headers(stored)
+    with_part = layout.read(parts, fetcher(stored), *whole)
     factors = encoders.floats(stored["pre_quant_scale"])
     np.testing.assert_allclose(with_part, without + left @ right * factors, atol=1e-6)
+    assert parts.keys() <= layout.part_names
+    assert layout.missing(parts, Scheme(precision="NVFP4")) == ()
+    assert not layout.holds({**parts, second: tensor("F32", (5, COLUMNS))}, SHAPE)
+    del parts[first]
+    assert layout.missing(parts, Scheme(precision="NVFP4")) == (first,)
+
+
+def test_few_bits_in_bytes_are_told_by_the_declaration_alone() -> None:
+    scales = np.abs(WEIGHT).max(axis=1, keepdims=True) / 7
+    numbers = np.rint(WEIGHT / scales).astype(np.int8)
+    stored = {"weight": ("I8", numbers), "weight_scale": encoders.f32(scales)}
+    parts = headers(stored)
+    four, eight = (layout_of("ct-int8", parts, f"INT{bits}") for bits in (4, 8))
+    assert (four.precision, eight.precision) == ("INT4", "INT8")
+    read = four.read(parts, fetcher(stored), slice(0, ROWS), slice(0, COLUMNS))
+    np.testing.assert_allclose(read, numbers * scales, rtol=1e-6)
+    nearest = four.nearest(WEIGHT, parts, None)
+    assert decibels(WEIGHT, nearest) == pytest.approx(decibels(WEIGHT, read), abs=0.6)
+    assert decibels(WEIGHT, eight.nearest(WEIGHT, parts, None)) > 40
+    more_bits = stored | {"weight": ("I8", numbers * 2)}
+    read = four.read(parts, fetcher(more_bits), slice(0, ROWS), slice(0, COLUMNS))
+    assert np.array_equal(np.isnan(read), (numbers < -4) | (numbers > 3))
+
+
+@pytest.mark.parametrize("scale", ["weight_scale", "weight_scale_inv"])
+def test_of_layouts_that_hold_undeclared_tensors_the_one_that_lacks_least_counts(
+    tmp_path: Path, scale: str
+) -> None:
+    parts = headers(encode("ct-fp8", WEIGHT, granularity="block"))
+    parts[scale] = parts.pop("weight_scale")
+    undeclared = find_format(tmp_path, {}, {})
+    layout = undeclared.layout(parts, SHAPE)
+    assert layout is not None
+    assert (layout.precision, layout.missing(parts, UNDECLARED)) == ("FP8", ())
+    del parts[scale]
+    without = undeclared.layout(parts, SHAPE)
+    assert without is not None
+    assert without.missing(parts, UNDECLARED)
 
 
 @pytest.mark.parametrize(
@@ -334,6 +375,18 @@ MODELOPT_DECLARED: tuple[tuple[str, dict[str, Any], str, Scheme], ...] = (
         {"quant_algo": "W4A16_NVFP4", "group_size": 16},
         "a",
         Scheme(precision="NVFP4", group_size=16),
+    ),
+    (
+        "inputs scaled as they come",
+        {"quant_algo": "W4A8_MXFP4_FP8"},
+        "a",
+        Scheme(precision="MXFP4", group_size=32, activations="FP8"),
+    ),
+    (
+        "groups of 32 unless said",
+        {"quant_algo": "W4A8_NVFP4_FP8"},
+        "a",
+        Scheme(precision="NVFP4", group_size=32, activations="FP8", static=True),
     ),
     ("lower case", {"quant_algo": "fp8_pb_wo"}, "a", Scheme(precision="FP8")),
     (
@@ -436,6 +489,22 @@ def test_modelopt_configurations_contradict_each_other(
         assert text in problems
 
 
+@pytest.mark.parametrize(
+    ("here", "there", "size"),
+    [
+        ({"quant_algo": "NVFP4"}, {"quant_algo": "NVFP4", "group_size": 32}, 32),
+        ({"quant_algo": "NVFP4", "group_size": 32}, {"quant_algo": "NVFP4"}, 32),
+        ({"quant_algo": "NVFP4"}, {"quant_algo": "NVFP4"}, 16),
+        ({"quant_algo": "NVFP4"}, {"quant_algo": "MXFP4", "group_size": 32}, 16),
+    ],
+    ids=["beside", "in config.json", "unsaid", "of another algorithm"],
+)
+def test_modelopt_states_a_group_size_in_either_file(
+    here: dict[str, Any], there: dict[str, Any], size: int
+) -> None:
+    assert modelopt.read(here, {"quantization": there}, {}).declared("a").group_size == size
+
+
 def ct(*groups: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {
         "quant_method": "compressed-tensors",
@@ -536,19 +605,25 @@ ONE_SCALE, ROW_SCALES, BLOCK_SCALES = (
 )
 CT_CONTRADICTIONS: tuple[tuple[str, dict[str, Any], Tensor, str], ...] = (
     ("no regular expression", ct(INT4, ignore=["re:("]), ONE_SCALE, "'(' is no regular expression"),
+    (
+        "floats in a way for integers",
+        ct(FP8, format="int-quantized"),
+        ONE_SCALE,
+        "format 'int-quantized' for weights in FP8",
+    ),
     ("way of another precision", ct(FP8), ONE_SCALE, "format 'pack-quantized' for weights in FP8"),
     *(
         (
             f"{strategy} for {list(scale.shape)}",
             ct(group(8, "float", weights={"strategy": strategy, "block_structure": block})),
             scale,
-            f"strategy '{strategy}': a.weight_scale {list(scale.shape)}",
+            f"strategy '{strategy}'{said}: a.weight_scale {list(scale.shape)}",
         )
-        for strategy, block, scale in (
-            ("tensor", None, ROW_SCALES),
-            ("channel", None, ONE_SCALE),
-            ("channel", None, BLOCK_SCALES),
-            ("block", [128, 64], BLOCK_SCALES),
+        for strategy, block, scale, said in (
+            ("tensor", None, ROW_SCALES, ""),
+            ("channel", None, ONE_SCALE, ""),
+            ("channel", None, BLOCK_SCALES, ""),
+            ("block", [128, 64], BLOCK_SCALES, " with blocks of [128, 64]"),
         )
     ),
     (
@@ -570,6 +645,12 @@ def test_compressed_tensors_contradict_themselves(
     weight = Tensor(dtype="F8_E4M3", shape=(256, 256), offsets=(0, 65536))
     tensors = {"a.weight": weight, "a.weight_scale": scale}
     assert any(problem in each for each in compressed_tensors.read(stated, {}, tensors).problems)
+
+
+def test_integers_of_few_bits_may_be_stored_in_bytes() -> None:
+    found = compressed_tensors.read(ct(INT4, format="int-quantized"), {}, {})
+    assert found.problems == ()
+    assert found.declared("a") == Scheme(precision="INT4", group_size=128)
 
 
 def test_sparse_weights_are_not_known() -> None:
@@ -670,6 +751,27 @@ def test_the_format_is_found(
         (tmp_path / file).write_text(json.dumps(content))
     found = find_format(tmp_path, config, {})
     assert (found.name, found.known) == (name, known)
+
+
+@pytest.mark.parametrize(
+    ("stated", "named"),
+    [
+        (ct(INT4), "config.json says compressed-tensors, and there is hf_quant_config.json"),
+        ({"quant_method": "fp8"}, "config.json says fp8"),
+        ({"quant_method": "modelopt", "quant_algo": "FP8"}, ""),
+        ({"quant_method": "modelopt_fp4", "quant_algo": "FP8"}, ""),
+    ],
+    ids=["compressed-tensors", "fp8", "modelopt", "modelopt_fp4"],
+)
+def test_a_file_of_another_method_is_a_contradiction(
+    tmp_path: Path, stated: dict[str, Any], named: str
+) -> None:
+    assert not find_format(tmp_path, {"quantization_config": stated}, {}).problems
+    (tmp_path / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "FP8"}}')
+    found = find_format(tmp_path, {"quantization_config": stated}, {})
+    assert found.known
+    assert bool(found.problems) == bool(named)
+    assert named in " ".join(found.problems)
 
 
 LIBRARIES = Path(__file__).with_name("library_dequantization.py")

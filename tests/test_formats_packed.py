@@ -349,6 +349,32 @@ def test_a_missing_part_is_named(
     assert holding.missing(parts, scheme) == (part,)
 
 
+@pytest.mark.parametrize(
+    ("block", "problem"),
+    [
+        ([128, 128], ""),
+        ([64, 128], "weight_block_size [64, 128]: "),
+        ([128, 256], f"{MODULE}.weight_scale_inv [2, 3] of [256, 384]"),
+    ],
+    ids=str,
+)
+def test_a_block_that_the_scales_do_not_have_is_a_contradiction(
+    block: list[int], problem: str
+) -> None:
+    parts = headers(encode("fp8-block", weights(256, 384)))
+    found = declared_by(BLOCK_FP8 | {"weight_block_size": block}, parts)
+    assert bool(found.problems) == bool(problem)
+    assert problem in " ".join(found.problems)
+    assert declared_by(BLOCK_FP8 | {"weight_block_size": block}).problems == ()
+
+
+def test_a_checkpoint_that_declares_nothing_lacks_no_scale_that_it_stores() -> None:
+    parts = headers(encode("bnb-int8", weights(64, 96)))
+    holding = find_format(Path("/nonexistent"), {}, {}).layout(parts, (64, 96))
+    assert holding is not None
+    assert holding.missing(parts, UNDECLARED) == ()
+
+
 def _state(text: str) -> Stored:
     return "U8", np.frombuffer(text.encode(), np.uint8)
 

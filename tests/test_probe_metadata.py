@@ -508,6 +508,32 @@ def test_what_transformers_saves_again_is_no_difference(family: str) -> None:
     assert compare(DATA / family, DATA / f"{family}_saved_again_v5") == []
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        pytest.param({}, {"do_sample": True}, None, id="unsaid"),
+        pytest.param({"do_sample": None}, {"do_sample": True}, None, id="null"),
+        pytest.param({"top_p": 0.9}, {"top_p": 0.9, "do_sample": True}, None, id="settings-kept"),
+        pytest.param({"do_sample": False}, {"do_sample": True}, "do_sample: false", id="greedy"),
+        pytest.param({"do_sample": True}, {}, "do_sample: true", id="no-more"),
+        pytest.param(
+            {}, {"do_sample": True, "temperature": 0.6}, "temperature: absent", id="temperature"
+        ),
+        pytest.param({}, {"do_sample": True, "top_k": 20}, "top_k: absent", id="top-k"),
+        pytest.param({"top_p": 0.9}, {"do_sample": True, "top_p": 1.0}, "top_p: 0.9", id="top-p"),
+    ],
+)
+def test_a_candidate_may_be_said_to_sample(
+    tmp_path: Path, before: dict[str, Any], after: dict[str, Any], said: str | None
+) -> None:
+    for name, stated in (("source", before), ("candidate", after)):
+        shutil.copytree(DATA / "llama3", tmp_path / name)
+        drop("generation_config.json", "do_sample", "temperature", "top_p")(tmp_path / name)
+        generation(**stated)(tmp_path / name)
+    diffs = compare(tmp_path / "source", tmp_path / "candidate")
+    assert diffs == [] if said is None else (len(diffs) == 1 and said in diffs[0]), diffs
+
+
 VISION = {
     "image_processor_type": "Qwen2VLImageProcessor",
     "min_pixels": 3136,
@@ -558,6 +584,20 @@ def test_processors(tmp_path: Path, written: dict[str, Any], said: str | None) -
         (candidate / name).write_text(json.dumps(document))
     diffs = compare(source, candidate)
     assert diffs == [] if said is None else said in diffs[0]
+
+
+BF16, F16 = {"dtype": "bfloat16"}, {"dtype": "float16"}
+
+
+def quantized_by(method: Any) -> dict[str, Any]:
+    return {"quantization_config": {"quant_method": method}}
+
+
+def tied(whole: bool | None, text: bool | None) -> dict[str, Any]:
+    """Return what a model with parts says of its tie as a whole, and in its text part."""
+    name = "tie_word_embeddings"
+    part = {} if text is None else {name: text}
+    return {"text_config": {"vocab_size": 8, **part}} | ({} if whole is None else {name: whole})
 
 
 @pytest.mark.parametrize(
@@ -624,6 +664,40 @@ def test_processors(tmp_path: Path, written: dict[str, Any], said: str | None) -
         ),
         pytest.param({"torch_dtype": "float32"}, {"dtype": "bfloat16"}, None, id="32-bits-to-16"),
         pytest.param({"torch_dtype": "float16"}, {"dtype": "float32"}, "dtype", id="16-bits-to-32"),
+        pytest.param(BF16, {**F16, **quantized_by("awq")}, None, id="awq-in-its-own-16-bits"),
+        pytest.param(F16, {**BF16, **quantized_by("gptq")}, None, id="gptq-in-its-own-16-bits"),
+        pytest.param(
+            {**BF16, "text_config": BF16},
+            {**F16, "text_config": F16, **quantized_by("awq")},
+            None,
+            id="parts-in-its-own-16-bits",
+        ),
+        pytest.param(
+            BF16, {"dtype": "float32", **quantized_by("awq")}, "dtype", id="awq-in-32-bits"
+        ),
+        pytest.param(
+            BF16, {**F16, **quantized_by("modelopt")}, "dtype", id="no-16-bits-of-its-own"
+        ),
+        pytest.param(BF16, {**F16, **quantized_by(["awq"])}, "dtype", id="a-list-is-no-method"),
+        pytest.param(BF16, F16, 'dtype: "bfloat16" in the source', id="not-quantized"),
+        pytest.param(tied(True, False), tied(True, True), None, id="tie-said-twice"),
+        pytest.param(tied(None, True), tied(True, None), None, id="tie-moved"),
+        pytest.param(tied(True, None), tied(None, True), None, id="tie-moved-back"),
+        pytest.param(
+            tied(True, False),
+            tied(False, False),
+            "config.json tie_word_embeddings: true in the source, false in the candidate",
+            id="untied",
+        ),
+        pytest.param(
+            tied(True, None), tied(None, False), "tie_word_embeddings", id="untied-in-the-part"
+        ),
+        pytest.param(
+            tied(None, False), tied(True, False), "tie_word_embeddings", id="tied-above-the-part"
+        ),
+        pytest.param(
+            tied(False, True), tied(True, True), "tie_word_embeddings", id="tied-by-the-part-only"
+        ),
         pytest.param(
             {"sliding_window": 9, "use_sliding_window": False},
             {"sliding_window": None, "use_sliding_window": False},

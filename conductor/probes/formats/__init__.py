@@ -7,6 +7,7 @@ in ``METHODS``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,7 +93,11 @@ def find_format(
         )
     method = METHODS[name]
     beside = read_object(directory / method.file, _EXPORT) if method.file in files else {}
-    return method.read(stated or {}, beside, tensors)
+    found = method.read(stated or {}, beside, tensors)
+    if MODELOPT_FILE in files and method.file != MODELOPT_FILE:
+        leftover = f"config.json says {name}, and there is {MODELOPT_FILE}, which is ModelOpt's"
+        return replace(found, problems=(*found.problems, leftover))
+    return found
 
 
 def stated_in(config: Mapping[str, Any]) -> Mapping[str, Any] | None:

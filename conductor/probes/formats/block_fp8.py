@@ -45,9 +45,7 @@ class Fp8(Scaled):
         if scale is None:
             return True
         if self.block:
-            return scale.shape == tuple(
-                math.ceil(size / part) for size, part in zip(shape, self.block, strict=True)
-            )
+            return scale.shape == _grid(shape, self.block)
         return math.prod(scale.shape) == 1 or scale.shape in ((shape[0],), (shape[0], 1))
 
 
@@ -99,9 +97,32 @@ def read(
         name="FP8" + (f" in blocks of {block[0]} by {block[1]}" if block else ""),
         layouts=(_layout(block or None, scale, _input_scale(own_input)),),
         declared=declared,
+        problems=_otherwise_divided(block, tensors),
         kv_cache="FP8" if stated.get("kv_cache_scheme") else None,
         extra_parts=_CACHE_PARTS,
     )
+
+
+def _otherwise_divided(
+    block: tuple[int, ...] | None, tensors: Mapping[str, Tensor]
+) -> tuple[str, ...]:
+    """Say where there are not as many scales as the declared block has, with the first of them."""
+    if not block:
+        return ()
+    found = []
+    for name, scale in tensors.items():
+        module, _, part = name.rpartition(".")
+        weight = tensors.get(f"{module}.weight") if part == _INVERSE else None
+        if weight and len(weight.shape) == 2 and scale.shape != _grid(weight.shape, block):
+            found.append(f"{name} {list(scale.shape)} of {list(weight.shape)}")
+    more = f" and {len(found) - 1} more" if found[1:] else ""
+    declares = f"config.json quantization_config declares weight_block_size {list(block)}"
+    return (f"{declares}: {found[0]}{more}",) if found else ()
+
+
+def _grid(shape: tuple[int, ...], block: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of the scales of a matrix."""
+    return tuple(math.ceil(size / part) for size, part in zip(shape, block, strict=True))
 
 
 def _input_scale(own: bool) -> str:

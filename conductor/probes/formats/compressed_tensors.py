@@ -20,6 +20,7 @@ from conductor.probes.formats.scaled import (
     FLOAT8,
     INTEGER8,
     Scaled,
+    integers_in_bytes,
     packed_integers,
 )
 from conductor.probes.safetensors_header import Tensor
@@ -42,6 +43,16 @@ def _packed(bits: int) -> Layout:
         weight="weight_packed",
         input_scale="input_scale",
         extra=frozenset({"weight_shape"}),
+    )
+
+
+def _in_bytes(bits: int) -> Layout:
+    """Return the layout of a format whose name says INT8, of numbers with fewer bits."""
+    return _integers(
+        precision=f"INT{bits}",
+        code=integers_in_bytes(bits),
+        input_scale="input_scale",
+        extra=_UNPACKED,
     )
 
 
@@ -74,6 +85,7 @@ LAYOUTS: tuple[Layout, ...] = (
     ),
     Scaled(precision="MXFP8", code=FLOAT8, scale_dtypes=E8M0_DTYPES, grouped=True),
     _integers(precision="INT8", code=INTEGER8, input_scale="input_scale", extra=_UNPACKED),
+    *(_in_bytes(bits) for bits in (4, 2, 3, 5, 6, 7)),
 )
 
 _CACHE_PARTS = frozenset(
@@ -98,7 +110,7 @@ FORMATS = frozenset(
 
 _PRECISION_OF_WAY: Mapping[str, str] = {
     "float-quantized": "FP8",
-    "int-quantized": "INT8",
+    "int-quantized": "INT",
     "mxfp4-pack-quantized": "MXFP4",
     "mxfp8-quantized": "MXFP8",
     "nvfp4-pack-quantized": "NVFP4",
@@ -174,9 +186,10 @@ def _otherwise_scaled(weights_of: Callable[[str], Any], tensors: Mapping[str, Te
         if not isinstance(weights, Mapping):
             continue
         weight = tensors.get(f"{module}.weight") or tensors.get(f"{module}.weight_packed")
-        strategy = weights.get("strategy")
-        if weight and not _fits(strategy, weights.get("block_structure"), scale, weight):
-            found[f"strategy {strategy!r}"].append(f"{name} {list(scale.shape)}")
+        strategy, block = weights.get("strategy"), weights.get("block_structure")
+        if weight and not _fits(strategy, block, scale, weight):
+            blocks = f" with blocks of {block}" if strategy == "block" else ""
+            found[f"strategy {strategy!r}{blocks}"].append(f"{name} {list(scale.shape)}")
         symmetric, zero_point = weights.get("symmetric"), f"{module}.weight_zero_point"
         if symmetric is True and zero_point in tensors:
             found["symmetric weights, and there are zero points"].append(zero_point)

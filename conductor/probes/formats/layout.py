@@ -163,11 +163,14 @@ class Format:
     ) -> Layout | None:
         """Return the layout in which a linear of ``shape`` is stored, ``None`` where it is none.
 
-        Where several hold it, as with a scale missing, the declared precision tells.
+        Where several hold it, as with a scale missing, the declared precision tells, and then
+        which of them lacks least.
         """
         found = [each for each in (*self.layouts, PLAIN) if each.holds(parts, shape)]
-        declared = (each for each in found if each.precision == scheme.precision)
-        return next(declared, found[0] if found else None)
+        declared = [each for each in found if each.precision == scheme.precision]
+        return min(
+            declared or found, key=lambda each: len(each.missing(parts, scheme)), default=None
+        )
 
     def explains(self, part: str) -> bool:
         """Tell whether the format gives a module a part of this name, beside its weight."""

@@ -10,7 +10,7 @@ import fnmatch
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -36,6 +36,11 @@ _layout = partial(
     column_scale="pre_quant_scale",
 )
 
+_LOW_RANK = tuple(
+    (f"{start}svdquant_lora_b", f"{start}svdquant_lora_a") for start in ("", "weight_quantizer._")
+)
+"""Names of SVDQuant's two factors: where the export renames them, and where it does not."""
+
 LAYOUTS: tuple[Layout, ...] = (
     _layout(
         precision="NVFP4",
@@ -43,7 +48,7 @@ LAYOUTS: tuple[Layout, ...] = (
         scale_dtypes=E4M3_DTYPES,
         grouped=True,
         whole="weight_scale_2",
-        low_rank=("svdquant_lora_b", "svdquant_lora_a"),
+        low_rank=_LOW_RANK,
     ),
     _layout(precision="MXFP4", code=FLOAT4, scale_dtypes=E8M0_DTYPES, grouped=True),
     _layout(precision="INT4", code=ROW_NIBBLES, extra=frozenset({"weight_scale_2"})),
@@ -70,16 +75,19 @@ SCHEMES: Mapping[str, Scheme] = {
     "NVFP4_AWQ": _static("NVFP4", "NVFP4", 16),
     "NVFP4_SVD": _static("NVFP4", "NVFP4", 16),
     "W4A16_NVFP4": Scheme(precision="NVFP4", group_size=16),
-    "W4A8_NVFP4_FP8": _static("NVFP4", "FP8", 16),
+    "W4A8_NVFP4_FP8": _static("NVFP4", "FP8", 32),
     "MXFP4": Scheme(precision="MXFP4", activations="MXFP4", group_size=32),
-    "W4A8_MXFP4_FP8": _static("MXFP4", "FP8", 32),
+    "W4A8_MXFP4_FP8": Scheme(precision="MXFP4", activations="FP8", group_size=32),
     "MXFP8": Scheme(precision="MXFP8", activations="MXFP8", group_size=32),
     "W4A16_AWQ": Scheme(precision="INT4", group_size=128),
     "W4A8_AWQ": _static("INT4", "FP8", 128),
     "W8A8_SQ_PER_CHANNEL": _static("INT8", "INT8"),
     "W8A16": Scheme(precision="INT8"),
 }
-"""What each ``quant_algo`` that ModelOpt 0.47 writes stands for."""
+"""What each ``quant_algo`` that ModelOpt 0.47 writes stands for.
+
+Its presets for MXFP4 with FP8 inputs scale those as they come, and store no scale of them.
+"""
 
 MIXED = "MIXED_PRECISION"
 
@@ -91,10 +99,13 @@ def read(
 ) -> Format:
     """Return the format that ``quantization_config`` and ``hf_quant_config.json`` declare.
 
-    Either may be empty; a difference between them is a problem of the checkpoint.
+    Either may be empty; a difference between them is a problem of the checkpoint. A group size
+    that only the second states is that of the first.
     """
     spellings = [_facts(each) for each in (stated, beside) if each]
     facts = spellings[0]
+    if facts.group_size is None and facts.algorithm == spellings[-1].algorithm:
+        facts = replace(facts, scheme=spellings[-1].scheme)
     schemes = [facts.scheme, *facts.layers.values()]
     strange = {each.precision for each in schemes} - _PRECISIONS
     return Format(

@@ -110,6 +110,21 @@ def _round_integers(bits: int) -> Callable[[Values], Values]:
     return nearest
 
 
+def integers_in_bytes(bits: int) -> Code:
+    """Return integers of which each has a byte of its own; what has more bits is no number."""
+    lowest, largest = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+
+    def unpack(stored: Any) -> Values:
+        import numpy as np
+
+        numbers = _integers(stored)
+        return np.where((numbers < lowest) | (numbers > largest), np.float32(np.nan), numbers)
+
+    return Code(
+        dtype="I8", unpack=unpack, round=_round_integers(bits), largest=largest, lowest=lowest
+    )
+
+
 def packed_integers(bits: int) -> Code:
     """Return integers without gaps in 32-bit words along the columns, stored without a sign."""
 
@@ -157,7 +172,7 @@ class Scaled(Layout):
     A ``zero_point`` is subtracted from the numbers before they are scaled; ``column_groups`` names
     the group of each column where they do not lie in order. ``column_scale`` is the factor that
     inputs are multiplied with first, so that the weight is what is stored times it; ``low_rank``
-    are two parts whose product is added to what is stored.
+    are the names that two parts may have whose product is added to what is stored.
     """
 
     precision: str
@@ -171,7 +186,7 @@ class Scaled(Layout):
     zero_point: str | None = None
     column_groups: str | None = None
     column_scale: str | None = None
-    low_rank: tuple[str, str] | None = None
+    low_rank: tuple[tuple[str, str], ...] = ()
     input_scale: str | None = None
     step: Shape = (2, 128)
     extra: frozenset[str] = frozenset()
@@ -180,9 +195,9 @@ class Scaled(Layout):
     def __post_init__(self) -> None:
         """Collect the names of all parts there may be."""
         names = (self.weight, self.scale, self.whole, self.zero_point, self.column_groups)
-        names += (self.column_scale, self.input_scale, *(self.low_rank or ()))
-        known = frozenset(name for name in names if name) | self.extra | {"bias"}
-        object.__setattr__(self, "part_names", known)
+        inputs = (self.column_scale, self.input_scale)
+        known = (name for name in (*names, *inputs) if name)
+        object.__setattr__(self, "part_names", self.extra.union({"bias"}, known, *self.low_rank))
 
     def shape(self, parts: Parts) -> Shape | None:
         """Return the shape that the stored weight has; padding cannot be told apart."""
@@ -226,11 +241,15 @@ class Scaled(Layout):
             rows = math.ceil(rows * self.code.elements[1] / 32)
         return zeros.dtype in ("I8", "I32") and _grid_shape(zeros) == (rows, columns)
 
+    def _factors(self, parts: Parts) -> tuple[str, ...]:
+        """Return the names of the two parts whose product is added, where one of them is there."""
+        return next((pair for pair in self.low_rank if any(name in parts for name in pair)), ())
+
     def _low_rank_fits(self, parts: Parts, shape: Shape) -> bool:
-        left, right = (parts.get(name) for name in self.low_rank or ("", ""))
-        if left is None or right is None:
+        factors = [parts[name] for name in self._factors(parts) if name in parts]
+        if len(factors) < 2:
             return True
-        (rows, rank), (other, columns) = ((*tensor.shape, 0, 0)[:2] for tensor in (left, right))
+        (rows, rank), (other, columns) = ((*tensor.shape, 0, 0)[:2] for tensor in factors)
         return (rows, columns) == shape and rank == other
 
     def group_size(self, parts: Parts, shape: Shape) -> int | None:
@@ -241,7 +260,7 @@ class Scaled(Layout):
 
     def missing(self, parts: Parts, scheme: Scheme) -> tuple[str, ...]:
         """Return the scales that are absent; that of the inputs where the scheme stores one."""
-        needed = [self.scale, self.whole]
+        needed = [self.scale, self.whole, *self._factors(parts)]
         if scheme.static:
             needed.append(self.input_scale)
         return tuple(name for name in needed if name and name not in parts)
@@ -290,8 +309,8 @@ class Scaled(Layout):
         if self.whole and self.whole in parts:
             whole = fetch(self.whole).reshape(())
             values = values / whole if self.whole_divides else values * whole
-        if self.low_rank and all(name in parts for name in self.low_rank):
-            left, right = (fetch(name) for name in self.low_rank)
+        if factors := self._factors(parts):
+            left, right = (fetch(name) for name in factors)
             values = values + left[rows] @ right[:, columns]
         if self.column_scale and self.column_scale in parts:
             values = values * fetch(self.column_scale).reshape(-1)[columns]

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from conductor.probes.formats import stated_in
 from conductor.probes.metadata.differences import MISSING, differs, mapping, same
 
 ALIASES = (
@@ -88,13 +89,20 @@ _ROPE_DEFAULTS: Mapping[str, Any] = {
 }
 
 _TEXT_PARTS = ("text_config", "llm_config", "language_config")
+_TIE = "tie_word_embeddings"
+
+_OWN_DTYPE = ("awq", "gptq")
+"""Quantization methods whose exporters choose between the 16-bit dtypes themselves: AutoAWQ writes
+float16 whatever the source has, GPTQModel bfloat16."""
+
 _DEEPEST = 6
 _MOST_LAYERS = 10_000
 
 
 def config_diffs(source: Mapping[str, Any], candidate: Mapping[str, Any]) -> Iterator[str]:
     """Yield one sentence per field whose meaning differs."""
-    yield from _part_diffs(source, _beside(candidate, source), "config.json ", 0)
+    before, after = _with_one_tie(source), _with_one_tie(candidate)
+    yield from _part_diffs(before, _beside(after, before), "config.json ", 0)
     yield from _dtype_diffs(source, candidate)
 
 
@@ -108,6 +116,17 @@ def token_ids(value: Any) -> list[Any]:
 def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the nested configuration of the language model, empty where there is none."""
     return next((mapping(config[name]) for name in _TEXT_PARTS if mapping(config.get(name))), {})
+
+
+def _with_one_tie(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a configuration that says once whether the head is the embeddings.
+
+    What the whole model says counts; its language model's own word does where it says nothing.
+    """
+    texts = {name: dict(config[name]) for name in _TEXT_PARTS if mapping(config.get(name))}
+    nested = [text.pop(_TIE, None) for text in texts.values()]
+    tie = next((value for value in (config.get(_TIE), *nested) if value is not None), None)
+    return {**config, **texts} | ({} if tie is None else {_TIE: tie})
 
 
 def _beside(candidate: Mapping[str, Any], source: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -197,11 +216,14 @@ def _dtype_diffs(source: Mapping[str, Any], candidate: Mapping[str, Any]) -> Ite
     """Compare the dtype of the model and of its parts; a part that is silent has the model's.
 
     Weights in 32 bits may be written in 16; the formats for quantized weights take no others.
+    AWQ and GPTQ compute in a 16-bit type of their own.
     """
+    is_own = mapping(stated_in(candidate)).get("quant_method") in _OWN_DTYPE
     parts = [name for name in source if name.endswith("_config") and mapping(source[name])]
     for part in ("", *parts):
         before, after = _dtype(source, part), _dtype(candidate, part)
-        if before is None or before == after or (before == "float32" and _has_16_bits(after)):
+        may_change = before == "float32" or (is_own and _has_16_bits(before))
+        if before is None or before == after or (may_change and _has_16_bits(after)):
             continue
         if not part or before != _dtype(source, ""):
             field = f"{part}.dtype" if part else "dtype"

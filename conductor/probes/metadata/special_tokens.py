@@ -147,7 +147,7 @@ def _generation_diffs(source: Documents, candidate: Documents) -> Iterator[str]:
         one, other = (
             _GENERATION_DEFAULTS.get(name) if value is None else value for value in values
         )
-        if not same(one, other) and not (name == "do_sample" and _must_sample(before, other)):
+        if not same(one, other) and not (name == "do_sample" and _may_sample(before, other)):
             yield differs(
                 f"{GENERATION} {name}", *(MISSING if value is None else value for value in values)
             )
@@ -159,9 +159,14 @@ def _generation(documents: Documents) -> dict[str, Any]:
     return {**older, **documents[GENERATION]}
 
 
-def _must_sample(source: Mapping[str, Any], after: Any) -> bool:
-    """Return whether the source states how to sample and not to: libraries refuse to write that."""
-    return after is True and any(source.get(name) is not None for name in _SAMPLING)
+def _may_sample(source: Mapping[str, Any], after: Any) -> bool:
+    """Return whether a candidate that is to sample says no more than the source.
+
+    Libraries refuse to write that a model is not to, beside settings of how. GPTQModel writes that
+    it is to whatever the source says; engines that serve go by the temperature, which is compared.
+    """
+    is_unsaid = source.get("do_sample") is None
+    return after is True and (is_unsaid or any(source.get(n) is not None for n in _SAMPLING))
 
 
 def _text_diffs(source: Documents, candidate: Documents) -> Iterator[str]:
