@@ -133,6 +133,11 @@ _KINDS = (
         ("added", "tensor(s) that the source does not have and the format does not explain", ""),
         ("not_stored", "tensor(s) left out that a loader makes from others", ""),
         ("smoothed", "tensor(s) rescaled, and the layer that follows rescaled in return", ""),
+        (
+            "rounded_again",
+            "norm(s) to whose numbers one was added and taken away again, rounded each time",
+            "",
+        ),
     ),
     *_rows(
         "intent",
@@ -165,6 +170,17 @@ _KINDS = (
         "intent",
         None,
         ("unclassified", "matrices of a kind that no rule knows", ""),
+        (
+            "quantized_outside",
+            "layer(s) quantized outside the decoder layers, of which the recipe says nothing",
+            "",
+        ),
+        ("finer_group_size", "layer(s) in finer groups than the recipe means", ""),
+        (
+            "declared_by_class",
+            "layer(s) unquantized and declared as linears are, which are of a class of their own",
+            "",
+        ),
         ("other_activations", "layer(s) whose activations are declared otherwise than meant", ""),
     ),
     *_rows(
@@ -177,6 +193,11 @@ _KINDS = (
         ("non_finite_weight", "weight tensor(s) that hold NaN or infinity", _EXPORT),
         ("zero_weight", "weight tensor(s) that are zero throughout", _EXPORT),
         ("constant_weight", "weight tensor(s) that hold one value throughout", _EXPORT),
+        (
+            "damaged_group",
+            "layer(s) with groups of weights that hold other values than the source's",
+            "export again; --deep looks at every group",
+        ),
         (
             "not_decodable",
             "layer(s) whose tensors contradict each other, so that no values can be told",
@@ -194,6 +215,12 @@ _KINDS = (
         ("all_input_scales_neutral", "input scale(s), all of them exactly 1", ""),
         ("zero_in_source", "weight tensor(s) that are zero in the source as well", ""),
         ("not_measured", "layer(s) whose values could not be held against the source", ""),
+        (
+            "in_halves",
+            "expert projection(s) that hold a half of the rows, which the source interleaves: "
+            "right where a loader joins the halves as they are",
+            "",
+        ),
     ),
     *_rows(
         "servability",

@@ -29,7 +29,7 @@ from safetensors_files import (
 
 from conductor.probes.checkpoint import ProbeError, probe_headers
 from conductor.probes.contents import Contents, Matrices, expert_parts
-from conductor.probes.findings import Findings
+from conductor.probes.findings import Findings, Measurements
 from conductor.probes.formats import find_format
 from conductor.probes.formats.layout import PLAIN
 from conductor.probes.intent import examine
@@ -117,6 +117,64 @@ def vision_tower(prefix: str) -> Tensors:
     }
 
 
+def resized(tensors: Tensors, sizes: Mapping[int, int]) -> Tensors:
+    return {
+        name: (dtype, tuple(sizes.get(size, size) for size in shape))
+        for name, (dtype, shape) in tensors.items()
+    }
+
+
+def int4(tensors: Tensors, group: int | None) -> Tensors:
+    """Return an export to 4-bit integers with 32-bit scales for groups or whole rows."""
+    packed = quantize(tensors, "ct-int4")
+    for name, (_, shape) in tensors.items():
+        if "_proj" in name:
+            rows, columns = shape
+            module, groups = name.removesuffix(".weight"), columns // group if group else 1
+            packed[f"{module}.weight_scale"] = ("F32", (rows, groups))
+            del packed[f"{module}.weight_zero_point"]
+            if group:
+                packed[f"{module}.weight_zero_point"] = ("I32", (rows // 8, groups))
+    return packed
+
+
+def granite() -> Tensors:
+    """Return the mixture with all experts of a layer in one tensor, as Granite has them."""
+    tensors = without(renamed(MIXTURE, (".mlp.gate.", ".mlp.router.layer.")), ".experts.")
+    for layer in range(LAYERS):
+        parent = f"model.layers.{layer}.mlp"
+        shape = (EXPERTS, 2 * INTERMEDIATE, HIDDEN)
+        tensors[f"{parent}.input_linear.weight"] = ("BF16", shape)
+        tensors[f"{parent}.output_linear.weight"] = ("BF16", (EXPERTS, HIDDEN, INTERMEDIATE))
+    return renamed(tensors, (".mlp.", ".block_sparse_moe."))
+
+
+def granite_apart(layout: str) -> Tensors:
+    """Return what exporters make of it."""
+    names = (".mlp.gate.", ".mlp.router.layer."), (".mlp.", ".block_sparse_moe.")
+    return renamed(quantize(MIXTURE, layout), *names)
+
+
+def torch_attention(prefix: str) -> Tensors:
+    """Return torch's own attention, whose output projection alone is a module."""
+    return {
+        f"{prefix}.in_proj_weight": ("BF16", (192, 64)),
+        f"{prefix}.out_proj.weight": ("BF16", (64, 64)),
+    }
+
+
+def masks(layers: int = LAYERS) -> Tensors:
+    """Return the causal masks that old files store."""
+    return {
+        f"model.layers.{layer}.self_attn.{part}": tensor
+        for layer in range(layers)
+        for part, tensor in {
+            "bias": ("BOOL", (1, 1, 2048, 2048)),
+            "masked_bias": ("F32", ()),
+        }.items()
+    }
+
+
 VISION = DENSE | vision_tower("model.visual.")
 VISION_NVFP4 = quantize(DENSE, "modelopt-nvfp4") | vision_tower("model.visual.")
 MTP = DENSE | {"mtp.fc.weight": ("BF16", (256, 512)), **mlp("mtp.layers.0.mlp")}
@@ -168,6 +226,10 @@ MIXTRAL = (
     (".up_proj.", ".w3."),
 )
 GPT_OSS = {"model_type": "gpt_oss"}
+POSITION_BIAS: Tensors = {
+    "model.layers.0.self_attn.relative_attention_bias.weight": ("BF16", (32, 64))
+}
+OUTSIDE: Tensors = {"model.connector.modality_proj.weight": ("BF16", (2048, 2048))}
 
 CLEAN = {
     "prefix-added": Case(
@@ -360,6 +422,83 @@ CLEAN = {
         14,
         2,
     ),
+    "causal-masks-not-stored": Case(
+        DENSE | masks(),
+        quantize(DENSE, "modelopt-nvfp4"),
+        NVFP4,
+        "nvfp4",
+        14,
+        2,
+        notes=frozenset({"not_stored"}),
+    ),
+    "causal-masks-stored": Case(
+        DENSE | masks(), quantize(DENSE, "modelopt-nvfp4") | masks(), NVFP4, "nvfp4", 14, 2
+    ),
+    "finer-groups": Case(
+        DENSE,
+        int4(DENSE, 32),
+        ct_config(4, "int", 32),
+        "w4a16",
+        14,
+        2,
+        notes=frozenset({"finer_group_size"}),
+    ),
+    "whole-rows-that-groups-do-not-divide": Case(
+        resized(DENSE, {HIDDEN: 2080, INTERMEDIATE: 2080}),
+        int4(resized(DENSE, {HIDDEN: 2080, INTERMEDIATE: 2080}), None),
+        ct_config(4, "int"),
+        "w4a16",
+        14,
+        2,
+    ),
+    "head-declared-by-another-name": Case(
+        renamed(DENSE, ("lm_head", "embed_out")),
+        renamed(quantize(DENSE, "ct-fp8"), ("lm_head", "embed_out")),
+        FP8,
+        "fp8",
+        14,
+        2,
+    ),
+    "linear-of-another-class": Case(
+        DENSE | torch_attention("vision_tower.head.attention"),
+        quantize(DENSE, "ct-fp8") | torch_attention("vision_tower.head.attention"),
+        FP8,
+        "fp8",
+        14,
+        3,
+        notes=frozenset({"declared_by_class"}),
+    ),
+    "granite-experts-apart": Case(granite(), granite_apart("ct-fp8"), FP8, "fp8", 32, 4),
+    "position-bias": Case(
+        DENSE | POSITION_BIAS, quantize(DENSE, "ct-fp8") | POSITION_BIAS, FP8, "fp8", 14, 3
+    ),
+    "linear-outside-the-layers-quantized": Case(
+        DENSE | OUTSIDE,
+        quantize(DENSE, "ct-fp8") | quantize(OUTSIDE, "ct-fp8"),
+        FP8,
+        "fp8",
+        15,
+        2,
+        notes=frozenset({"unclassified", "quantized_outside"}),
+    ),
+    "linear-outside-the-layers-left": Case(
+        DENSE | OUTSIDE,
+        quantize(DENSE, "ct-fp8") | OUTSIDE,
+        FP8,
+        "fp8",
+        14,
+        3,
+        notes=frozenset({"unclassified"}),
+    ),
+    "router-by-another-name": Case(
+        DENSE | {"model.layers.0.altup.modality_router.weight": ("BF16", (4, 256))},
+        quantize(DENSE, "ct-fp8")
+        | {"model.layers.0.altup.modality_router.weight": ("BF16", (4, 256))},
+        FP8,
+        "fp8",
+        14,
+        3,
+    ),
     "something-beside": Case(
         DENSE,
         quantize(DENSE, "modelopt-nvfp4") | {"model.calibration_state": ("F32", (3,))},
@@ -390,6 +529,7 @@ CLEAN_NVFP4 = quantize(DENSE, "modelopt-nvfp4")
 CLEAN_INT4 = quantize(DENSE, "ct-int4")
 INT4 = ct_config(4, "int", 128)
 EXPERT = "model.layers.1.mlp.experts.2"
+WIDE = resized(DENSE, {HIDDEN: 512, INTERMEDIATE: 1024})
 
 
 def fp8_linear(module: str, rows: int = 256, columns: int = 256) -> Tensors:
@@ -628,27 +768,140 @@ WRONG: dict[str, tuple[Case, str, int, str, str]] = {
         f"{Q_PROJ} (is FP8, declared unquantized)",
         "attention.qkv",
     ),
-    "wrong-group-size-of-all": (
-        Case(
-            DENSE,
-            CLEAN_INT4
-            | {
-                name: ("BF16", (shape[0], shape[1] * 2))
-                for name, (_, shape) in CLEAN_INT4.items()
-                if name.endswith("weight_scale")
-            }
-            | {
-                name: ("I32", (shape[0], shape[1] * 2))
-                for name, (_, shape) in CLEAN_INT4.items()
-                if name.endswith("weight_zero_point")
-            },
-            ct_config(4, "int", 64),
-            "w4a16",
-        ),
+    "coarser-groups": (
+        Case(WIDE, int4(WIDE, 256), ct_config(4, "int", 256), "w4a16"),
         "wrong_group_size",
         14,
-        f"{Q_PROJ} (in groups of 64, and the recipe means 128)",
+        f"{Q_PROJ} (in groups of 256, and the recipe means 128)",
         "attention.qkv",
+    ),
+    "whole-rows-that-groups-divide": (
+        Case(DENSE, int4(DENSE, None), ct_config(4, "int"), "w4a16"),
+        "wrong_group_size",
+        14,
+        f"{Q_PROJ} (without groups, and the recipe means 128)",
+        "attention.qkv",
+    ),
+    "finer-groups-than-declared": (
+        Case(DENSE, int4(DENSE, 64), INT4, "w4a16"),
+        "wrong_group_size",
+        14,
+        f"{Q_PROJ} (in groups of 64, declared 128)",
+        "attention.qkv",
+    ),
+    "finer-groups-in-one-of-a-group": (
+        Case(
+            DENSE,
+            int4(DENSE, 128) | {n: t for n, t in int4(DENSE, 64).items() if Q_PROJ in n},
+            {
+                **ct_config(4, "int", 128),
+                "config_groups": {
+                    "group_0": ct_config(4, "int", 128)["config_groups"]["group_0"],
+                    "group_1": {
+                        **ct_config(4, "int", 64)["config_groups"]["group_0"],
+                        "targets": [Q_PROJ],
+                    },
+                },
+            },
+            "w4a16",
+        ),
+        "mixed_group",
+        1,
+        "q, k and v (q_proj INT4 in groups of 64; k_proj, v_proj INT4)",
+        "attention.qkv",
+    ),
+    "head-of-another-name-declared": (
+        Case(
+            renamed(DENSE, ("lm_head", "embed_out")),
+            renamed(quantize(DENSE, "ct-fp8"), ("lm_head", "embed_out")),
+            {**FP8, "ignore": []},
+            "fp8",
+        ),
+        "declared_not_so",
+        1,
+        "embed_out (is unquantized, declared FP8)",
+        "lm_head",
+    ),
+    "vision-tower-declared-by-class": (
+        Case(VISION, quantize(DENSE, "ct-fp8") | vision_tower("model.visual."), FP8, "fp8"),
+        "declared_not_so",
+        3,
+        "model.visual.blocks.0.attn.qkv (is unquantized, declared FP8)",
+        "vision",
+    ),
+    "bias-that-is-no-mask-lost": (
+        Case(
+            DENSE | {"model.layers.0.self_attn.bias": ("BF16", (1, 1, 64, 32))},
+            CLEAN_NVFP4,
+            NVFP4,
+        ),
+        "lost",
+        1,
+        "model.layers.0.self_attn.bias",
+        "other",
+    ),
+    "granite-expert-lost": (
+        Case(
+            granite(),
+            without(granite_apart("ct-fp8"), ".1.block_sparse_moe.experts.2."),
+            FP8,
+            "fp8",
+        ),
+        "lost",
+        3,
+        "model.layers.1.block_sparse_moe.experts.2.up_proj",
+        "experts",
+    ),
+    "granite-experts-left": (
+        Case(granite(), quantize(granite(), "ct-fp8"), FP8, "fp8"),
+        "left_unquantized",
+        24,
+        "model.layers.0.block_sparse_moe.input_linear (is unquantized, declared FP8)",
+        "experts",
+    ),
+    "position-bias-quantized": (
+        Case(
+            DENSE | POSITION_BIAS,
+            CLEAN_NVFP4 | fp8_linear(next(iter(POSITION_BIAS)).removesuffix(".weight"), 32, 64),
+            NVFP4,
+        ),
+        "not_intended",
+        1,
+        "relative_attention_bias (is FP8, and the recipe leaves embeddings alone)",
+        "embeddings",
+    ),
+    "linear-outside-the-layers-not-as-declared": (
+        Case(
+            DENSE | OUTSIDE,
+            CLEAN_NVFP4 | fp8_linear("model.connector.modality_proj", 2048, 2048),
+            NVFP4,
+        ),
+        "declared_otherwise",
+        1,
+        "model.connector.modality_proj (is FP8, declared NVFP4)",
+        "other",
+    ),
+    "linear-of-an-unknown-list-quantized": (
+        Case(
+            DENSE | {"model.stack.0.odd.weight": ("BF16", (256, 256))},
+            CLEAN_NVFP4 | nvfp4_linear("model.stack.0.odd"),
+            NVFP4,
+        ),
+        "not_intended",
+        1,
+        "model.stack.0.odd (is NVFP4, and the recipe leaves other alone)",
+        "other",
+    ),
+    "audio-tower-quantized": (
+        Case(
+            DENSE | {"audio_tower.layers.0.fc1.weight": ("BF16", (256, 256))},
+            CLEAN_NVFP4 | nvfp4_linear("audio_tower.layers.0.fc1"),
+            NVFP4,
+        ),
+        "not_intended",
+        1,
+        "audio_tower.layers.0.fc1 (is NVFP4, and the recipe leaves audio alone)",
+        "audio",
     ),
     "group-declared-otherwise": (
         Case(DENSE, CLEAN_INT4, ct_config(4, "int", 64), "w4a16"),
@@ -838,6 +1091,39 @@ def test_bits_per_weight(tmp_path: Path) -> None:
     assert bits["overall"] == round(summary["output_bytes"] * 8 / weights, 3)
 
 
+@pytest.mark.parametrize("head", [True, False], ids=["", "head-lost"])
+def test_least_size_where_a_layer_is_quantized_that_is_not_meant(
+    tmp_path: Path, head: bool
+) -> None:
+    """What is stored smaller explains a small checkpoint; what is lost, no less than before."""
+    tower: Tensors = {"model.visual.merger.mlp.0.weight": ("BF16", (2048, 2048))}
+    tensors = CLEAN_NVFP4 | fp8_linear("model.visual.merger.mlp.0", 2048, 2048)
+    case = Case(DENSE | tower, tensors if head else without(tensors, "lm_head"), NVFP4)
+    summary = probe(tmp_path, case)
+    assert kinds(summary)["not_intended"]["count"] == 1
+    assert (summary["expected_bytes"][0] <= summary["output_bytes"]) is head
+
+
+def test_bits_per_weight_of_what_is_no_matrix(tmp_path: Path) -> None:
+    """Masks that loaders compute are no weights, whether they are stored or not."""
+    small: Tensors = {
+        "model.layers.0.self_attn.sinks": ("BF16", (4,)),
+        "model.layers.0.mamba.A_log": ("BF16", (8, 4)),
+    }
+    case = Case(DENSE | small | masks(), CLEAN_NVFP4 | small | masks(1), NVFP4)
+    bits = probe(tmp_path, case)["bits_per_weight"]
+    assert "unknown" not in bits
+    assert bits["other"] == 16.0
+
+
+def test_unprintable_characters_of_names_are_escaped() -> None:
+    findings, measurements = Findings(), Measurements()
+    findings.add("lost", "lm_head.\x00backbone é\u202e")
+    measurements.add("sqnr_shortfall_db", "mlp", "a\nb", 9.0)
+    assert findings.names("lost") == ["lm_head.\\x00backbone é\\u202e"]
+    assert measurements.document()[0]["worst"][0]["name"] == "a\\nb"
+
+
 COMMON_NAMES = [
     ("model.layers.0.mlp.gate", "layers.0.mlp.gate"),
     ("language_model.model.layers.0.mlp.gate", "layers.0.mlp.gate"),
@@ -845,6 +1131,8 @@ COMMON_NAMES = [
     ("model.layers.0.block_sparse_moe.gate", "layers.0.mlp.gate"),
     ("model.layers.0.block_sparse_moe.experts.7.w2", "layers.0.mlp.experts.7.down_proj"),
     ("model.layers.0.feed_forward.w2", "layers.0.feed_forward.w2"),
+    ("model.layers.0.block_sparse_moe.input_linear", "layers.0.mlp.experts.gate_up_proj"),
+    ("model.layers.0.shared_mlp.input_linear", "layers.0.shared_mlp.input_linear"),
     ("lm_head", "lm_head"),
     ("language_model.lm_head", "lm_head"),
     ("model.visual.blocks.0.attn.qkv", "visual.blocks.0.attn.qkv"),

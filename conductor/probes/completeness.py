@@ -14,13 +14,23 @@ from conductor.probes.findings import Findings
 from conductor.probes.formats.layout import FLOAT_DTYPES, PLAIN, Format
 from conductor.probes.intent import Intent
 from conductor.probes.matching import Case, Match, select
-from conductor.probes.modules import Names
+from conductor.probes.modules import EXPERTS, Names
 from conductor.probes.safetensors_header import Tensor
 
 COMPUTED_PARTS = frozenset({"inv_freq", "cos_cached", "sin_cached", "masked_bias", "position_ids"})
-"""Tables that loaders compute, which old checkpoints store."""
+"""Tables that loaders compute, which old checkpoints store; see ``is_computed`` for one more."""
+
+_MASK = "bias"
+"""Name that GPT-2, GPT-J and GPT-NeoX give the causal mask of an attention module."""
 
 _TIED_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in")
+
+
+def is_computed(part: str, tensor: Tensor) -> bool:
+    """Tell whether a tensor is one that loaders compute, such as a causal mask [1, 1, n, n]."""
+    if part == _MASK and len(tensor.shape) == 4:
+        return tensor.shape == (1, 1, *[tensor.shape[-1]] * 2)
+    return part in COMPUTED_PARTS
 
 
 def find_losses(
@@ -93,7 +103,8 @@ class _Losses:
             parent, _, leaf = match.source.rpartition(".")
             expert, place, _ = match.source_slice
             projection = FUSED_PROJECTIONS.get(leaf, (leaf,))[place]
-            self._lose(match, f"{parent}.{expert}.{projection}")
+            experts = parent if parent.endswith(EXPERTS) else f"{parent}.{EXPERTS}"
+            self._lose(match, f"{experts}.{expert}.{projection}")
             return
         for part in self._source.parts[match.source]:
             if match.matrix is None or part in self._essential(match):
@@ -130,7 +141,7 @@ class _Losses:
     def _compare(self, match: Match, part: str, before: Tensor, after: Tensor | None) -> None:
         name = self._source.tensor_name(match.source, part)
         if after is None:
-            if part in COMPUTED_PARTS or self._is_cache_scale(match, part):
+            if is_computed(part, before) or self._is_cache_scale(match, part):
                 self._findings.add("not_stored", name, match.traits.kind)
             elif match.source not in self._broken and match.candidate not in self._broken:
                 self._lose(match, name)
@@ -196,8 +207,8 @@ def find_additions(
     for module, parts in candidate.parts.items():
         if module in used:
             continue
-        for part in parts:
-            if part not in checkpoint_format.extra_parts and part not in COMPUTED_PARTS:
+        for part, tensor in parts.items():
+            if part not in checkpoint_format.extra_parts and not is_computed(part, tensor):
                 findings.add(
                     "added", candidate.tensor_name(module, part), names.traits(module).kind
                 )

@@ -34,11 +34,18 @@ PRECISION_OF_DTYPE: Mapping[str, str] = {
 }
 """Precision of weights of which each is an element of this type."""
 
-FUSED_PROJECTIONS: Mapping[str, tuple[str, ...]] = {"gate_up_proj": ("gate_proj", "up_proj")}
+FUSED_PROJECTIONS: Mapping[str, tuple[str, ...]] = {
+    "gate_up_proj": ("gate_proj", "up_proj"),
+    "input_linear": ("gate_proj", "up_proj"),
+    "output_linear": ("down_proj",),
+}
 """Projections that one fused tensor holds, in the order of its rows; others hold their own."""
 
 _INTERLEAVED_MODELS = ("gpt_oss",)
 """Model types whose fused tensors hold a row of each projection in turn, not one after another."""
+
+_NEVER_TURNED = ("input_linear", "output_linear")
+"""Fused projections that hold [rows, columns] of each expert, as one linear does."""
 
 _BLOCKS = "blocks"
 _COMPANION_ENDS = (
@@ -52,7 +59,7 @@ _COMPANION_ENDS = (
 )
 """What follows a projection's name in the names of the tensors beside its fused weight."""
 
-_DOTTED_PARTS = (".weight", ".quant_state")
+_DOTTED_PARTS = (".weight", ".quant_state", ".weight_quantizer")
 _PACKED_PARTS = ("weight_packed", "qweight", _BLOCKS)
 WEIGHT_PARTS = frozenset({"weight", *_PACKED_PARTS})
 
@@ -341,6 +348,8 @@ class Matrices:
         two projections of a layer do not tell either, models that fuse experts turn them.
         """
         parent, _, leaf = module.rpartition(".")
+        if leaf in _NEVER_TURNED:
+            return False
         gate_up = self._contents.parts.get(f"{parent}.gate_up_proj", {}).get("weight")
         down = self._contents.parts.get(f"{parent}.down_proj", {}).get("weight")
         if gate_up is not None and down is not None and len(gate_up.shape) == len(down.shape) == 3:

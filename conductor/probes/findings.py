@@ -26,13 +26,16 @@ class Findings:
         self._names: dict[str, list[str]] = {}
 
     def add(self, kind: str, name: str, group: str = WHOLE, *, count: int = 1) -> None:
-        """Note one thing: ``kind`` is a row of ``gates.findings``, ``group`` a module kind."""
+        """Note one thing: ``kind`` is a row of ``gates.findings``, ``group`` a module kind.
+
+        Names are text that others wrote; what cannot be printed of it is escaped.
+        """
         if kind not in KINDS:
             raise ValueError(f"no such kind of finding: {kind}")
         self._groups.setdefault(kind, Counter())[group] += count
         names = self._names.setdefault(kind, [])
         if len(names) < NAMES_SHOWN:
-            names.append(name)
+            names.append(printable(name))
 
     def extend(self, kind: str, names: Iterable[str], group: str = WHOLE) -> None:
         """Note several things of one kind."""
@@ -76,7 +79,7 @@ class Measurements:
         key = (measure, group)
         self._histograms.setdefault(key, Counter())[_whole(value)] += 1
         worst = self._worst.setdefault(key, [])
-        entry = (value, name, detail)
+        entry = (value, printable(name), detail)
         if len(worst) < NAMES_SHOWN:
             heapq.heappush(worst, entry)
         elif value > worst[0][0]:
@@ -96,6 +99,13 @@ class Measurements:
             }
             for (measure, group), histogram in sorted(self._histograms.items())
         ]
+
+
+def printable(text: str) -> str:
+    """Return text with control characters and other unprintable ones as Python escapes them."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 _LARGEST = 1_000_000

@@ -35,7 +35,7 @@ from conductor.probes.matching import (
     select,
     without_prefix,
 )
-from conductor.probes.modules import EXPERTS, OTHER
+from conductor.probes.modules import EXPERTS, HEADS, OTHER
 from gates.criteria import SIXTEEN_BITS, UNKNOWN_KIND, Recipe
 from gates.evidence import Bucket
 
@@ -47,6 +47,9 @@ LEFT_ALONE, UNEXPECTED, MISMATCH = (
 COUNTS = ("NVFP4", "FP8", "INT4", "INT8")
 """Precisions that are counted whether or not there are any; others where there are some."""
 
+_ATTENTION_OF_TORCH = "in_proj_weight"
+"""Part that tells torch's own attention, whose ``out_proj`` is a linear of a class of its own."""
+
 _MEMBERS_SHOWN = 4
 
 
@@ -56,8 +59,8 @@ class Outcome:
 
     ``count`` is the count it belongs to and ``kind`` the finding about it, with a ``remark`` for
     the reader. ``other_activations`` is a remark of its own. ``layout`` is ``None`` where it is
-    none known; ``turned`` tells how a fused tensor lies. ``group_size`` is ``None`` unless it is
-    another than expected.
+    none known; ``turned`` tells how a fused tensor lies. ``group_size`` is as stored, and
+    ``is_group_usual`` where it is as the recipe means.
     """
 
     count: str
@@ -68,6 +71,7 @@ class Outcome:
     turned: bool = False
     precision: str = ""
     group_size: int | None = None
+    is_group_usual: bool = True
 
 
 class Layer(NamedTuple):
@@ -80,10 +84,16 @@ class Layer(NamedTuple):
 
 @dataclass(kw_only=True)
 class Intent:
-    """All layers of a candidate, and how many there are of each outcome."""
+    """All layers of a candidate, and how many there are of each outcome.
+
+    ``quantized_beside`` are the cases that are quantized though the recipe does not mean them;
+    ``finest_group`` is the smallest group of those that it means, ``None`` where none has any.
+    """
 
     counts: dict[str, int]
     layers: list[Layer]
+    quantized_beside: frozenset[Case]
+    finest_group: int | None
 
 
 def examine(
@@ -100,11 +110,18 @@ def examine(
     Modules among ``broken`` have tensors that are not whole, and are left out.
     """
     counts = dict.fromkeys((*COUNTS, recipe.bucket, LEFT_ALONE, UNEXPECTED, MISMATCH), 0)
+    layers = list(_layers(matches, _Reading(checkpoint_format, recipe, candidate), broken))
+    examples = {layer.outcome: layer for layer in layers}
+    quantized = [each for each in examples.values() if each.outcome.layout not in (None, PLAIN)]
+    groups = (outcome.group_size for outcome in examples if outcome.count == recipe.bucket)
     intent = Intent(
         counts={str(name): count for name, count in counts.items()},
-        layers=list(_layers(matches, _Reading(checkpoint_format, recipe), broken)),
+        layers=layers,
+        quantized_beside=frozenset(
+            match.case for match, _, _ in quantized if not recipe.means(match.traits.kind)
+        ),
+        finest_group=min(filter(None, groups), default=None),
     )
-    examples = {layer.outcome: layer for layer in intent.layers}
     for outcome, count in Counter(layer.outcome for layer in intent.layers).items():
         linears = count * examples[outcome].match.layers
         intent.counts[outcome.count] = intent.counts.get(outcome.count, 0) + linears
@@ -170,9 +187,10 @@ def _seen(checkpoint_format: Format, unreadable: list[Layer], candidate: Content
 class _Reading:
     """Reads what layers are and are declared, once for all that are alike."""
 
-    def __init__(self, checkpoint_format: Format, recipe: Recipe) -> None:
+    def __init__(self, checkpoint_format: Format, recipe: Recipe, candidate: Contents) -> None:
         self._format = checkpoint_format
         self._recipe = recipe
+        self._candidate = candidate
         self._precisions = {layout.precision for layout in checkpoint_format.layouts}
         self._asked: dict[Case, bool] = {}
         self._outcomes: dict[tuple[object, ...], Outcome] = {}
@@ -187,9 +205,24 @@ class _Reading:
         case = match.case
         asked = self._asked.get(case)
         if asked is None:
-            asked = case.traits.linear or self._recipe.means(case.traits.kind)
+            traits = case.traits
+            asked = traits.linear or traits.optional or self._recipe.means(traits.kind)
             self._asked[case] = asked
-        return self._format.declared(match.candidate or "") if asked else UNDECLARED
+        if not asked:
+            return UNDECLARED
+        module = match.candidate or ""
+        if case.traits.kind == "lm_head" and self._is_head_left_alone(module):
+            return UNDECLARED
+        return self._format.declared(module)
+
+    def _is_head_left_alone(self, module: str) -> bool:
+        """Tell whether the head is declared unquantized by one of its names.
+
+        A configuration may have the name that the exporter's own classes give it.
+        """
+        parent = module.rpartition(".")[0]
+        names = (f"{parent}.{head}" if parent else head for head in HEADS)
+        return any(self._format.declared(name).precision == UNQUANTIZED for name in names)
 
     def outcome(self, match: Match, scheme: Scheme) -> Outcome:
         """Return what became of a layer, one and the same for all that are alike."""
@@ -221,7 +254,7 @@ class _Reading:
             count, kind, remark = self._kept(match, layout, scheme, meant=meant)
         else:
             count, kind, remark = self._quantized(match, layout, parts, scheme, meant=meant)
-        is_good = kind is None and count not in (LEFT_ALONE, UNEXPECTED, MISMATCH)
+        is_good = count not in (LEFT_ALONE, UNEXPECTED, MISMATCH)
         return Outcome(
             count=count,
             kind=kind,
@@ -230,7 +263,8 @@ class _Reading:
             layout=layout,
             turned=turned,
             precision=layout.precision,
-            group_size=self._unusual_group(match, layout, parts),
+            group_size=layout.group_size(parts, match.shape),
+            is_group_usual=self._is_group_usual(match, layout, parts),
         )
 
     def _is_known(self, scheme: Scheme) -> bool:
@@ -296,9 +330,18 @@ class _Reading:
             is_unknown = match.traits.kind == UNKNOWN_KIND
             remarks = (remark, "of no kind known" if is_unknown else "")
             return UNEXPECTED, "left_unquantized", ", ".join(filter(None, remarks))
-        if is_declared and self._is_declared_everywhere(match.candidate or ""):
-            return MISMATCH, "declared_not_so", remark
-        return LEFT_ALONE, None, ""
+        if match.traits.optional or not is_declared:
+            return LEFT_ALONE, None, ""
+        if not self._is_declared_everywhere(match.candidate or ""):
+            return LEFT_ALONE, None, ""
+        if self._is_of_another_class(match.candidate or ""):
+            return LEFT_ALONE, "declared_by_class", remark
+        return MISMATCH, "declared_not_so", remark
+
+    def _is_of_another_class(self, module: str) -> bool:
+        """Tell whether a module is a linear that exporters, who ask for its class, pass over."""
+        parent, _, leaf = module.rpartition(".")
+        return leaf == "out_proj" and _ATTENTION_OF_TORCH in self._candidate.parts.get(parent, {})
 
     def _is_declared_everywhere(self, module: str) -> bool:
         """Tell whether a module is declared quantized by whatever prefix it goes.
@@ -323,7 +366,7 @@ class _Reading:
         self, match: Match, layout: Layout, parts: Parts, scheme: Scheme, *, meant: bool
     ) -> tuple[str, str | None, str]:
         precision, recipe = layout.precision, self._recipe
-        if not meant:
+        if not meant and not match.traits.optional:
             remark = f"is {precision}, and the recipe leaves {match.traits.kind} alone"
             return MISMATCH, "not_intended", remark
         if precision != recipe.bucket and precision == scheme.precision:
@@ -334,12 +377,17 @@ class _Reading:
         missing = layout.missing(parts, scheme)
         if missing:
             return MISMATCH, "missing_companion", f"without {', '.join(missing)}"
-        group = layout.group_size(parts, match.shape)
-        wanted = ((scheme.group_size, "declared"), (recipe.group_size, "and the recipe means"))
-        for size, whose in wanted:
-            if size is not None and not _is_group(group, size, match.shape[1]):
-                found = f"in groups of {group}" if group else "without groups"
-                return MISMATCH, "wrong_group_size", f"{found}, {whose} {size}"
+        group, columns = layout.group_size(parts, match.shape), match.shape[1]
+        found = f"in groups of {group}" if group else "without groups"
+        if scheme.group_size and not _is_group(group, scheme.group_size, columns):
+            return MISMATCH, "wrong_group_size", f"{found}, declared {scheme.group_size}"
+        if not meant:
+            return precision, "quantized_outside", f"is {precision}"
+        if not self._is_group_usual(match, layout, parts):
+            is_finer = group is not None and group < (recipe.group_size or 0)
+            kind = "finer_group_size" if is_finer else "wrong_group_size"
+            remark = f"{found}, and the recipe means {recipe.group_size}"
+            return (precision if is_finer else MISMATCH), kind, remark
         return precision, None, ""
 
     def _other_activations(self, scheme: Scheme) -> str:
@@ -348,10 +396,15 @@ class _Reading:
             return ""
         return f"inputs in {declared}, and the recipe means {meant}"
 
-    def _unusual_group(self, match: Match, layout: Layout, parts: Parts) -> int | None:
+    def _is_group_usual(self, match: Match, layout: Layout, parts: Parts) -> bool:
+        """Tell whether groups are as the recipe means, or whole rows that these do not divide."""
         group, usual = layout.group_size(parts, match.shape), self._recipe.group_size
-        is_usual = usual is None or _is_group(group, usual, match.shape[1])
-        return None if is_usual else group
+        columns = match.shape[1]
+        return (
+            usual is None
+            or _is_group(group, usual, columns)
+            or (group is None and columns % usual != 0)
+        )
 
 
 def _otherwise(layout: Layout, scheme: Scheme) -> tuple[str, str]:
@@ -388,7 +441,7 @@ _State = tuple[str, int | None]
 
 
 def _state(outcome: Outcome) -> _State:
-    return outcome.precision, outcome.group_size
+    return outcome.precision, None if outcome.is_group_usual else outcome.group_size
 
 
 class _Groups:

@@ -22,7 +22,8 @@ from conductor.probes.contents import (
     experts_in,
     is_fused,
 )
-from conductor.probes.modules import Names, Traits
+from conductor.probes.modules import OTHER, Names, Traits
+from gates.criteria import UNKNOWN_KIND
 
 _PREFIX = re.compile(r"^((model|language_model)\.)+")
 
@@ -35,6 +36,12 @@ _RENAMED_PARENTS = (
 
 _RENAMED_PROJECTIONS: Mapping[str, str] = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 """Mixtral's names for the projections of an expert, and the usual ones."""
+
+_RENAMED_FUSED: Mapping[str, str] = {
+    "input_linear": "experts.gate_up_proj",
+    "output_linear": "experts.down_proj",
+}
+"""Granite's names for the projections of all experts in one tensor, and the usual ones."""
 
 PREFIXES = ("", "model.", "language_model.", "language_model.model.", "model.language_model.")
 """Prefixes under which one and the same module goes in configurations and tensors."""
@@ -135,7 +142,10 @@ def match_modules(
         case = cases.get(alike)
         if case is None:
             traits, _, after = alike
-            case = Case(traits, matrices.of(module, before, traits), before, after)
+            matrix = matrices.of(module, before, traits)
+            if matrix is None and traits.kind == UNKNOWN_KIND:
+                traits = replace(traits, kind=OTHER)
+            case = Case(traits, matrix, before, after)
             # How fused experts lie may depend on the modules beside them.
             if case.matrix is None or not case.matrix.experts:
                 cases[alike] = case
@@ -165,13 +175,20 @@ def common_name(module: str) -> str:
     """Return the common spelling of a module's name."""
     parent, _, leaf = module.rpartition(".")
     parent = _common_parent(f"{parent}." if parent else "")
-    return parent + (_RENAMED_PROJECTIONS.get(leaf, leaf) if _EXPERT.search(parent) else leaf)
+    return parent + _renamed_leaves(parent).get(leaf, leaf)
 
 
 def _common_parent(parent: str) -> str:
     for pattern, common in _RENAMED_PARENTS:
         parent = pattern.sub(common, parent)
     return parent
+
+
+def _renamed_leaves(parent: str) -> Mapping[str, str]:
+    """Return the other names of what lies in a parent of this common name, and the usual ones."""
+    if _EXPERT.search(parent):
+        return _RENAMED_PROJECTIONS
+    return _RENAMED_FUSED if parent.endswith(".mlp.") else {}
 
 
 class _Renames:
@@ -244,14 +261,14 @@ class _Renames:
 def _unambiguous(modules: Iterable[str]) -> dict[str, str | None]:
     """Return modules by common name; ``None`` where several share one."""
     found: dict[str, str | None] = {}
-    parents: dict[str, tuple[str, bool]] = {}
+    parents: dict[str, tuple[str, Mapping[str, str]]] = {}
     for module in modules:
         parent, _, leaf = module.rpartition(".")
         known = parents.get(parent)
         if known is None:
             common = _common_parent(f"{parent}." if parent else "")
-            known = parents[parent] = common, _EXPERT.search(common) is not None
-        name = known[0] + (_RENAMED_PROJECTIONS.get(leaf, leaf) if known[1] else leaf)
+            known = parents[parent] = common, _renamed_leaves(common)
+        name = known[0] + known[1].get(leaf, leaf)
         found[name] = None if name in found else module
     return found
 

@@ -15,17 +15,21 @@ from typing import Any
 from gates.criteria import MODULE_KINDS, UNKNOWN_KIND
 
 OTHER = "other"
-"""Kind of a matrix outside the decoder layers that no rule names; recipes leave it alone."""
+"""Kind of what lies outside the decoder layers and no rule names, or is no matrix."""
+
+HEADS = ("lm_head", "embed_out", "output_layer")
+"""Names of the head: the first in most models, the others in tensors of GPT-NeoX and Megatron."""
 
 _PLACE_RULES = (
     (
         "vision",
-        r"(^|\.)(visual|vision|vision_\w+|vit|vpm|image_\w+|audio_\w+|speech_\w+|embed_vision"
-        r"|embed_audio|\w*multi_modal_projector|mm_projector)\.",
+        r"(^|\.)(visual|vision|vision_\w+|vit|vpm|image_\w+|embed_vision"
+        r"|\w*multi_modal_projector|mm_projector)\.",
     ),
+    ("audio", r"(^|\.)(audio_\w+|speech_\w+|embed_audio)\."),
     ("mtp", r"(^|\.)(mtp|nextn|eagle)\w*\."),
-    ("lm_head", r"(^|\.)(lm_head|embed_out|output_layer)$"),
-    ("embeddings", r"(^|[._])(embed\w*|embeddings|wte|wpe)$"),
+    ("lm_head", rf"(^|\.)({'|'.join(HEADS)})$"),
+    ("embeddings", r"(^|[._])(embed\w*|embeddings|wte|wpe)$|^(model\.)?shared$"),
 )
 """Parts that every recipe leaves alone, wherever they lie in the model."""
 
@@ -33,8 +37,10 @@ _LAYER = re.compile(r"(^|\.)(layers?|h|blocks?)\.N\.")
 """A decoder layer in a name whose numbers are written N."""
 
 _LAYER_RULES = (
-    ("router", r"\.(gate|router|shared_expert_gate)(\.\w+)?$"),
+    ("embeddings", r"\.relative_attention_bias$"),
+    ("router", r"\.(gate|\w*router|shared_expert_gate)(\.\w+)?$"),
     ("experts", r"\.experts\.(N\.)?\w+$"),
+    ("experts", r"\.block_sparse_moe\.(input|output)_linear$"),
     ("small", r"\.(linear_attn\.in_proj_(a|b|ba)|\w*conv1d)$"),
     ("norm", r"\.\w*norm\d*$"),
     (
@@ -49,7 +55,7 @@ _LAYER_RULES = (
     ),
     ("attention.output", r"\.(\w*attn|\w*attention)\.out_proj$"),
     ("attention.qkv", r"\.(\w*attn|\w*attention|mixer)\."),
-    ("mlp", r"\.(mlp|ffn|feed_forward|block_sparse_moe|moe|shared_experts?)\."),
+    ("mlp", r"\.(mlp|shared_mlp|ffn|feed_forward|block_sparse_moe|moe|shared_experts?)\."),
 )
 """Parts of a decoder layer, first match wins.
 
@@ -85,12 +91,14 @@ class Traits:
 
     ``linear`` is true where it certainly is a linear module, to which engines apply what a
     configuration declares; of routers and embeddings no file tells. ``group`` names what engines
-    fuse it with.
+    fuse it with. What is ``optional`` lies outside of all lists of layers and is of no kind known:
+    exporters quantize it or not, and recipes say nothing of it.
     """
 
     kind: str
     linear: bool
     group: str | None
+    optional: bool
 
 
 class Names:
@@ -118,17 +126,22 @@ class Names:
 
 
 def _traits(module: str, layers: int | None) -> Traits:
-    kind = kind_of(module, layers)
-    part = _part_of(_NUMBER.sub("N", module))
+    kind, pattern = kind_of(module, layers), _NUMBER.sub("N", module)
+    part = _part_of(pattern)
     is_linear = part in MODULE_KINDS or kind == "lm_head"
     group = EXPERTS if part == EXPERTS else _GROUP_OF.get(module.rpartition(".")[2])
-    return Traits(kind=kind, linear=is_linear, group=group if is_linear else None)
+    return Traits(
+        kind=kind,
+        linear=is_linear,
+        group=group if is_linear else None,
+        optional=kind == OTHER and ".N." not in pattern,
+    )
 
 
 def kind_of(module: str, layers: int | None = None) -> str:
     """Return the kind of a module; decoder layers beyond ``layers`` predict further tokens."""
     kind = _kind_of_pattern(_NUMBER.sub("N", module))
-    return "mtp" if kind != "vision" and _predicts_further(module, layers) else kind
+    return "mtp" if kind not in ("vision", "audio") and _predicts_further(module, layers) else kind
 
 
 def _predicts_further(module: str, layers: int | None) -> bool:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Collection
 
-from conductor.probes.completeness import COMPUTED_PARTS
+from conductor.probes.completeness import is_computed
 from conductor.probes.contents import Contents, Form, Matrix
 from conductor.probes.matching import Case, Match
 from conductor.probes.modules import Names
@@ -61,19 +62,32 @@ class Census:
             weights[case.traits.kind] += count * _logical_weights(case.matrix, case.before)
         return weights
 
-    def expected_bytes(self, recipe: Recipe, *, tied: bool) -> list[int]:
+    def expected_bytes(
+        self,
+        recipe: Recipe,
+        *,
+        tied: bool,
+        quantized_beside: Collection[Case] = (),
+        finest_group: int | None = None,
+    ) -> list[int]:
         """Return the least and the most bytes that the recipe can make of this source.
 
         Matrices that the recipe means take its ``weight_bits``, at most widened by
         ``SCALE_WIDENING`` and what a matrix stores beside its weights. Everything else stays,
         within ``STORED_AGAIN``, or is expanded to 16 bits. The scales of a quantized source may
-        go; a model with tied embeddings may store its head or not.
+        go; a model with tied embeddings may store its head or not. ``quantized_beside`` need no
+        more than they take, and ``finest_group`` may make for more scales than the recipe's groups.
         """
+        widening = SCALE_WIDENING.get(recipe.bucket, 1.0)
+        if recipe.group_size and finest_group:
+            widening *= max(recipe.group_size / finest_group, 1.0)
         low = high = 0.0
         has_head = any(case.traits.kind == "lm_head" for case in self.rows)
         for case, count in self.rows.items():
             kind = case.traits.kind
-            least, most = _expected(kind, case.matrix, case.before, recipe)
+            least, most = _expected(case, recipe, widening)
+            if case in quantized_beside and case.after is not None:
+                least = min(least, case.after.size_bytes)
             low += 0.0 if tied and kind == "lm_head" else count * least
             high += count * most
             if tied and not has_head and kind == "embeddings":
@@ -86,22 +100,29 @@ class Census:
 
 def _logical_weights(matrix: Matrix | None, form: Form) -> int:
     if matrix is None:
-        return sum(math.prod(tensor.shape) for tensor in form.parts.values())
+        return sum(
+            math.prod(tensor.shape)
+            for part, tensor in form.parts.items()
+            if not is_computed(part, tensor)
+        )
     bias = form.parts.get("bias")
     return matrix.weights + (math.prod(bias.shape) if bias is not None else 0)
 
 
-def _expected(kind: str, matrix: Matrix | None, form: Form, recipe: Recipe) -> Range:
-    meant = matrix is not None and recipe.means(kind)
+def _expected(case: Case, recipe: Recipe, widening: float) -> Range:
+    matrix, form = case.matrix, case.before
+    meant = matrix is not None and recipe.means(case.traits.kind)
     least = most = 0.0
     for part, tensor in form.parts.items():
+        if is_computed(part, tensor) and (case.after is None or part not in case.after.parts):
+            continue
         is_own = part == "weight" if matrix is None or matrix.is_plain else part != "bias"
         if matrix is None or not is_own or (matrix.is_plain and not meant):
             part_least, part_most = STORED_AGAIN.get(tensor.dtype, (1.0, 1.0))
-            least += 0.0 if part in COMPUTED_PARTS else tensor.size_bytes * part_least
+            least += tensor.size_bytes * part_least
             most += tensor.size_bytes * part_most
     if matrix is not None and meant:
-        matrix_least, matrix_most = _quantized(matrix, recipe)
+        matrix_least, matrix_most = _quantized(matrix, recipe, widening)
         return least + matrix_least, most + matrix_most
     if matrix is not None and not matrix.is_plain:
         stored = {name: t.size_bytes for name, t in form.parts.items() if name != "bias"}
@@ -110,16 +131,26 @@ def _expected(kind: str, matrix: Matrix | None, form: Form, recipe: Recipe) -> R
     return least, most
 
 
-def _quantized(matrix: Matrix, recipe: Recipe) -> Range:
+def _quantized(matrix: Matrix, recipe: Recipe, widening: float) -> Range:
+    """Return the bytes of a matrix that the recipe means; whole rows are the least of scales.
+
+    Rows are left whole where the recipe's groups do not divide them.
+    """
     scale_bits = recipe.weight_bits - recipe.bits
-    most_bits = recipe.bits + scale_bits * SCALE_WIDENING.get(recipe.bucket, 1.0)
+    least_bits, most_bits = recipe.weight_bits, recipe.bits + scale_bits * widening
+    if recipe.group_size and matrix.columns % recipe.group_size:
+        least_bits = recipe.bits
     beside = matrix.rows * BYTES_PER_ROW + matrix.projections * (
         matrix.columns * BYTES_PER_COLUMN + BYTES_PER_MATRIX
     )
     return (
-        matrix.weights * recipe.weight_bits / 8,
+        matrix.weights * least_bits / 8,
         matrix.weights * most_bits / 8 + max(matrix.experts, 1) * beside,
     )
+
+
+def _computed_bytes(form: Form) -> int:
+    return sum(t.size_bytes for part, t in form.parts.items() if is_computed(part, t))
 
 
 def bits_per_weight(
@@ -131,9 +162,10 @@ def bits_per_weight(
     """
     weights = census.weights_by_kind()
     kinds = {match.candidate: match.case.traits.kind for match in matches}
+    sizes = {form: form.size_bytes - _computed_bytes(form) for form in candidate.distinct_forms}
     stored: Counter[str] = Counter()
     for module, form in candidate.forms.items():
-        stored[kinds.get(module) or names.traits(module).kind] += form.size_bytes
+        stored[kinds.get(module) or names.traits(module).kind] += sizes[form]
     overall = stored.total() * 8 / max(weights.total(), 1)
     return {
         "overall": round(overall, 3),
