@@ -129,6 +129,15 @@ _KINDS = (
     ),
     *_rows(
         "completeness",
+        FailureClass.SIZE_NOT_REDUCED,
+        (
+            "left_beside",
+            "original weight(s) left beside the quantized ones",
+            "export again; loaders read either, and nobody knows which",
+        ),
+    ),
+    *_rows(
+        "completeness",
         None,
         ("added", "tensor(s) that the source does not have and the format does not explain", ""),
         ("not_stored", "tensor(s) left out that a loader makes from others", ""),

@@ -235,6 +235,16 @@ def find_additions(
         is_quantized = match.matrix is not None and module not in plain
         for part in beside(match.case, is_quantized=is_quantized):
             findings.add("added", candidate.tensor_name(module, part), match.traits.kind)
+    layouts = {layer.match.case: layer.outcome.layout for layer in intent.layers}
+
+    def keeps_original(case: Case) -> bool:
+        layout = layouts.get(case)
+        parts = case.after.parts if case.after else {}
+        return layout not in (None, PLAIN) and "weight" in parts.keys() - layout.part_names
+
+    for match in select(matches, keeps_original):
+        name = candidate.tensor_name(match.candidate or "", "weight")
+        findings.add("left_beside", name, match.traits.kind)
 
 
 def _explains(checkpoint_format: Format, part: str) -> bool:

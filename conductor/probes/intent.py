@@ -242,10 +242,11 @@ class _Reading:
         if stored is None:
             raise ValueError(f"{match.source} is lost")
         layout, turned, parts = self._layout(match, source, stored, scheme)
-        if not self._is_known(scheme) or not (layout is PLAIN or self._format.known):
+        if not (layout is PLAIN or self._format.known):
             return Outcome(count=MISMATCH)
         if layout is None:
-            return self._in_no_layout(match, stored)
+            known = self._is_known(scheme)
+            return self._in_no_layout(match, stored) if known else Outcome(count=MISMATCH)
         meant = self._recipe.means(match.traits.kind)
         is_kept = layout is not PLAIN and _alike(source, stored)
         if layout is PLAIN:
