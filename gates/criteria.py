@@ -59,6 +59,11 @@ GAIN_ERROR_PERCENT = 5.0
 """Factor between dequantized and source weights (least squares), in percent from 1. Rounding to
 nearest keeps it within 1 %, clipping within 3."""
 
+GAIN_SCATTER = 4.0
+"""How far apart the factors of groups that share a scale may lie, in terms of the standard
+deviation that rounding leaves. Clean exports of all formats stay under 2, GPTQ included; scales
+of another layer, or rolled by one row, come to 10 and more."""
+
 EXPERT_SCALE_OCTAVES = 8.0
 """Distance of an expert's scale from the median of its layer's experts, in powers of two.
 Calibrated input scales of one layer spread over one or two orders of magnitude; an expert that no

@@ -14,7 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from gates.criteria import EXPERT_SCALE_OCTAVES, GAIN_ERROR_PERCENT, SQNR_SHORTFALL_DB
+from gates.criteria import (
+    EXPERT_SCALE_OCTAVES,
+    GAIN_ERROR_PERCENT,
+    GAIN_SCATTER,
+    SQNR_SHORTFALL_DB,
+)
 from gates.verdict import FailureClass
 
 CHECKS = (
@@ -266,6 +271,15 @@ _MEASURES = (
         remedy="a scale is inverted, swapped or not applied; export again",
         limit=GAIN_ERROR_PERCENT,
         unit="% off",
+    ),
+    Measure(
+        name="gain_scatter",
+        check="numbers",
+        failure_class=_COVERAGE,
+        says="layer(s) whose scales belong to other weights",
+        remedy="scales are swapped, shifted or another layer's; export again",
+        limit=GAIN_SCATTER,
+        unit="times what rounding leaves",
     ),
     Measure(
         name="expert_scale_octaves",

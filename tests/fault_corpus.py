@@ -1077,8 +1077,8 @@ SIZE = (
         (
             "the original weights are kept beside the packed ones",
             COMPRESSED,
-            "size",
-            "source",
+            "left_beside",
+            "mlp.down_proj.weight",
             _keep_originals,
         ),
         (
@@ -1386,6 +1386,13 @@ NUMBERS = _faults(
             declared("checkpoint_format", "gptq_v2"),
             setting("quantize_config.json", "checkpoint_format", "gptq_v2"),
         ),
+    ),
+    (
+        "the scales of gate_proj and up_proj are swapped",
+        "llama-compressed-w4a16",
+        "gain_scatter",
+        f"{L0}.mlp.gate_proj",
+        swap(f"{L0}.mlp.gate_proj.weight_scale", f"{L0}.mlp.up_proj.weight_scale"),
     ),
     (
         "one scale of a row is four times too large",

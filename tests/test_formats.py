@@ -204,6 +204,28 @@ def test_a_companion_that_the_scheme_needs_is_missed(name: str, precision: str, 
     assert without_inputs == (() if part.startswith("input") else (part,))
 
 
+def test_packed_numbers_need_their_shape() -> None:
+    parts = headers(encode("ct-packed", WEIGHT))
+    layout = layout_of("ct-packed", parts, "INT4")
+    assert layout.missing(parts, Scheme(precision="INT4")) == ()
+    del parts["weight_shape"]
+    assert layout.missing(parts, Scheme(precision="INT4")) == ("weight_shape",)
+
+
+def test_the_scale_that_weights_are_narrowed_with_is_one_of_theirs() -> None:
+    stored = encode("modelopt-int4", WEIGHT, activations=True)
+    parts = headers(stored)
+    layout = layout_of("modelopt-int4", parts, "INT4")
+    static, plain = (Scheme(precision="INT4", static=each) for each in (True, False))
+    assert layout.missing(parts, static) == ()
+    assert layout.scales(parts) == ("weight_scale", "weight_scale_2")
+    assert not layout.holds({**parts, "weight_scale_2": tensor("F32", (2,))}, SHAPE)
+    del parts["weight_scale_2"]
+    assert layout.missing(parts, static) == ("weight_scale_2",)
+    assert layout.missing(parts, plain) == ()
+    assert layout.scales(parts) == ("weight_scale",)
+
+
 # layout, its options, precision, part, the header it gets instead.
 UNLIKE = (
     ("modelopt-nvfp4", "NVFP4", "weight", ("I8", (256, 192))),
@@ -452,6 +474,13 @@ def test_modelopt_does_not_exclude(pattern: str, module: str) -> None:
     assert declared(module).precision == "FP8"
 
 
+def group_of(bits: int, size: int, size_of_inputs: int) -> dict[str, Any]:
+    return {
+        "weights": {"num_bits": bits, "group_size": size},
+        "input_activations": {"num_bits": bits, "group_size": size_of_inputs},
+    }
+
+
 AGREED = {"quant_algo": "NVFP4", "group_size": 16, "exclude_modules": ["a", "b*"]}
 FP8_CACHE = {"dynamic": False, "num_bits": 8, "type": "float"}
 MODELOPT_PAIRS: tuple[tuple[str, dict[str, Any], dict[str, Any], tuple[str, ...]], ...] = (
@@ -463,6 +492,14 @@ MODELOPT_PAIRS: tuple[tuple[str, dict[str, Any], dict[str, Any], tuple[str, ...]
     ("cache alike", {"kv_cache_scheme": FP8_CACHE}, {"kv_cache_quant_algo": "FP8"}, ()),
     ("cache", {"kv_cache_scheme": FP8_CACHE}, {"kv_cache_quant_algo": "NVFP4"}, ("NVFP4",)),
     ("cache unsaid", {}, {"kv_cache_quant_algo": "FP8"}, ("kv cache",)),
+    ("described", {"config_groups": {"group_0": group_of(4, 16, 16)}}, {}, ()),
+    ("bits", {"config_groups": {"group_0": group_of(8, 16, 16)}}, {}, ("num_bits 8 of weights",)),
+    (
+        "group size of inputs",
+        {"config_groups": {"group_0": group_of(4, 16, 32)}},
+        {},
+        ("group_0: group_size 16 of weights, and 32 of inputs",),
+    ),
     (
         "layers",
         {"quant_algo": "MIXED_PRECISION", "quantized_layers": {"a": {"quant_algo": "FP8"}}},
@@ -594,7 +631,7 @@ CT_TENSORS = {
     ids=[row[0] for row in CT_DECLARED],
 )
 def test_compressed_tensors_declares(stated: dict[str, Any], module: str, scheme: Scheme) -> None:
-    found = compressed_tensors.read({**stated, "format": "dense"}, {}, CT_TENSORS)
+    found = compressed_tensors.read({**stated, "format": "naive-quantized"}, {}, CT_TENSORS)
     assert found.declared(module) == scheme
     assert found.known
     assert found.problems == ()
@@ -610,6 +647,25 @@ CT_CONTRADICTIONS: tuple[tuple[str, dict[str, Any], Tensor, str], ...] = (
         ct(FP8, format="int-quantized"),
         ONE_SCALE,
         "format 'int-quantized' for weights in FP8",
+    ),
+    ("dense", ct(FP8, format="dense"), ONE_SCALE, "format 'dense' for weights in FP8"),
+    (
+        "dense group",
+        ct({**FP8, "format": "dense"}, format="mixed-precision"),
+        ONE_SCALE,
+        "format 'dense' for weights in FP8",
+    ),
+    (
+        "whole unlike its groups",
+        ct({**FP8, "format": "float-quantized"}),
+        ONE_SCALE,
+        "format 'pack-quantized', and of its groups float-quantized",
+    ),
+    (
+        "cache without scales",
+        ct(FP8, kv_cache_scheme={"num_bits": 8, "type": "float", "dynamic": False}),
+        ONE_SCALE,
+        "there is no k_scale or v_scale",
     ),
     ("way of another precision", ct(FP8), ONE_SCALE, "format 'pack-quantized' for weights in FP8"),
     *(
@@ -645,6 +701,21 @@ def test_compressed_tensors_contradict_themselves(
     weight = Tensor(dtype="F8_E4M3", shape=(256, 256), offsets=(0, 65536))
     tensors = {"a.weight": weight, "a.weight_scale": scale}
     assert any(problem in each for each in compressed_tensors.read(stated, {}, tensors).problems)
+
+
+@pytest.mark.parametrize(
+    ("stated", "part"),
+    [
+        pytest.param({"format": "float-quantized"}, "a.k_scale", id="static"),
+        pytest.param({"format": "mixed-precision"}, "a.v_scale", id="mixture"),
+        pytest.param({"format": "float-quantized", "dynamic": True}, "a.b", id="dynamic"),
+    ],
+)
+def test_a_cache_that_is_as_declared_is_no_contradiction(stated: dict[str, Any], part: str) -> None:
+    scheme = {"num_bits": 8, "type": "float", "dynamic": stated.get("dynamic", False)}
+    groups = ct({**FP8, "format": "float-quantized"}, kv_cache_scheme=scheme)
+    tensors = {part: tensor("F32", (1,))}
+    assert compressed_tensors.read(groups | stated, {}, tensors).problems == ()
 
 
 def test_integers_of_few_bits_may_be_stored_in_bytes() -> None:

@@ -368,6 +368,17 @@ def test_a_block_that_the_scales_do_not_have_is_a_contradiction(
     assert declared_by(BLOCK_FP8 | {"weight_block_size": block}).problems == ()
 
 
+@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize("nested", [True, False])
+def test_scales_that_are_not_nested_as_declared_are_a_contradiction(
+    nested: bool, declared: bool
+) -> None:
+    parts = headers(encode("bnb-nf4", weights(64, 256), nested=nested))
+    problems = declared_by(NF4 | {"bnb_4bit_use_double_quant": declared}, parts).problems
+    assert bool(problems) == (nested != declared)
+    assert all("bnb_4bit_use_double_quant" in problem for problem in problems)
+
+
 def test_a_checkpoint_that_declares_nothing_lacks_no_scale_that_it_stores() -> None:
     parts = headers(encode("bnb-int8", weights(64, 96)))
     holding = find_format(Path("/nonexistent"), {}, {}).layout(parts, (64, 96))
@@ -379,16 +390,35 @@ def _state(text: str) -> Stored:
     return "U8", np.frombuffer(text.encode(), np.uint8)
 
 
+def _facts(**facts: Any) -> Stored:
+    shared = {"shape": [64, 256], "blocksize": 64, "quant_type": "nf4"}
+    return _state(json.dumps(shared | facts))
+
+
+ORDER = np.arange(256, dtype=np.int32) // 128
 NF4_STATE = "weight.quant_state.bitsandbytes__nf4"
 UNREADABLE = [
     ("gptq", {}, GPTQ, {"g_idx": ("I32", np.full(256, 2, np.int32))}, "g_idx"),
     ("gptq", {}, GPTQ, {"g_idx": ("I32", np.full(256, -1, np.int32))}, "g_idx"),
+    ("gptq", {}, GPTQ, {"g_idx": ("I32", ORDER * 0)}, "group 0 256 columns, not 128"),
+    ("gptq", {}, GPTQ | {"desc_act": True}, {"g_idx": ("I32", ORDER // 2)}, "256 columns, not 128"),
+    ("awq", {}, AWQ | {"zero_point": False}, {}, "not all in the middle"),
     ("bnb-nf4", {}, NF4, {NF4_STATE: _state("[")}, "JSON"),
     ("bnb-nf4", {}, NF4, {NF4_STATE: _state("[1]")}, "JSON"),
     ("bnb-nf4", {}, NF4, {NF4_STATE: _state('{"shape": [64, 256]}')}, "JSON"),
-    ("bnb-nf4", {}, NF4, {NF4_STATE: _state('{"shape": [64, 1], "blocksize": 64}')}, "shape"),
-    ("bnb-nf4", {}, NF4, {NF4_STATE: _state('{"shape": [64, 256], "blocksize": 0}')}, "shape"),
-    ("bnb-nf4", {}, NF4, {NF4_STATE: _state('{"shape": [64, 256], "blocksize": 32}')}, "blocks"),
+    ("bnb-nf4", {}, NF4, {NF4_STATE: _facts(quant_type="fp4")}, "quant_type fp4"),
+    ("bnb-nf4", {}, NF4, {NF4_STATE: _facts(nested_offset=0.5)}, "scales are quantized"),
+    ("bnb-nf4", {"nested": True}, NF4, {NF4_STATE: _facts()}, "scales are not quantized"),
+    (
+        "bnb-nf4",
+        {},
+        NF4,
+        {"weight.quant_map": ("F32", np.linspace(-1, 1, 16, dtype=np.float32))},
+        "numbers of NF4",
+    ),
+    ("bnb-nf4", {}, NF4, {NF4_STATE: _facts(shape=[64, 1])}, "shape"),
+    ("bnb-nf4", {}, NF4, {NF4_STATE: _facts(blocksize=0)}, "shape"),
+    ("bnb-nf4", {}, NF4, {NF4_STATE: _facts(blocksize=32)}, "blocks"),
     ("bnb-nf4", {}, NF4, {NF4_STATE: _state('{"shape": [1e999, 1], "blocksize": 1}')}, "JSON"),
     ("bnb-nf4", {}, NF4, {"weight.quant_map": ("F32", np.zeros(8, np.float32))}, "quant_map"),
     (

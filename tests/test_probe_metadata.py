@@ -113,6 +113,8 @@ def copied_fields(name: str) -> Any:
     return json.loads((DATA / name).read_bytes())
 
 
+TOKENS = "llama3/tokenizer.json"
+
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
 
 CHANGED: dict[str, tuple[str, Change, str]] = {
@@ -287,6 +289,14 @@ CHANGED: dict[str, tuple[str, Change, str]] = {
         "renders the conversation 'two tools called at once' differently: nothing (it fails)",
     ),
     "template-broken": ("llama3", template("{%- endfor %}", ""), "nothing (it fails) in the cand"),
+    "template-late-turn": (
+        "llama3",
+        template(
+            "{%- for message in rest %}",
+            "{%- for message in rest %}{%- if loop.index > 6 %}!{% endif %}",
+        ),
+        "renders the conversation 'eight turns' differently",
+    ),
     "template-gone": (
         "deepseek",
         drop("tokenizer_config.json", "chat_template"),
@@ -353,6 +363,26 @@ CHANGED: dict[str, tuple[str, Change, str]] = {
     "suppressed": ("llama3", generation(suppress_tokens=[7]), "suppress_tokens: absent"),
     "stop-strings": ("llama3", generation(stop_strings=["\n"]), "stop_strings: absent in the"),
     "greedy": ("llama3", generation(do_sample=False), "do_sample: true in the source, false"),
+    "added-tokens-beside": (
+        "llama3",
+        write("added_tokens.json", '{"<|begin_of_text|>": 3}'),
+        "added_tokens.json '<|begin_of_text|>': absent in the source, 3 in the candidate, unlike",
+    ),
+    "special-token-listed": (
+        "llama3",
+        tokenizer(additional_special_tokens=["Question"]),
+        'tokenizer_config.json additional_special_tokens: absent in the source, "Question"',
+    ),
+    "special-token-named": (
+        "llama3",
+        tokenizer(extra_special_tokens={"image_token": {"content": "the"}}),
+        'tokenizer_config.json extra_special_tokens: absent in the source, "the"',
+    ),
+    "special-tokens-split": (
+        "llama3",
+        tokenizer(split_special_tokens=True),
+        "split_special_tokens: false in the source, true in the candidate",
+    ),
     "code-named": ("llama3", config(auto_map={"AutoModel": "x.X"}), "which names code to load"),
     "tokenizer-code-named": (
         "llama3",
@@ -439,6 +469,15 @@ SAME: dict[str, tuple[str, Change]] = {
         put("special_tokens_map.json", bos_token="<|endoftext|>", unk_token="<|endoftext|>"),
     ),
     "no-tokens-map": ("llama3", remove("special_tokens_map.json")),
+    "special-tokens-listed": ("llama3", tokenizer(additional_special_tokens=["<|eot_id|>"])),
+    "special-tokens-not-split": ("llama3", tokenizer(split_special_tokens=False)),
+    "added-tokens-written": (
+        "llama3",
+        lambda d: write(
+            "added_tokens.json",
+            json.dumps({t["content"]: t["id"] for t in copied_fields(TOKENS)["added_tokens"]}),
+        )(d),
+    ),
     "tokens-map-written": (
         "qwen3",
         put("special_tokens_map.json", eos_token="<|im_end|>", pad_token="<|endoftext|>"),
@@ -501,6 +540,20 @@ def test_a_token_that_only_the_candidate_names(tmp_path: Path) -> None:
     tokenizer(eos_token="<|eot_id|>", bos_token="<|begin_of_text|>")(named)
     (diff,) = compare(source, named)
     assert "renders the conversation 'user' differently" in diff
+
+
+@pytest.mark.parametrize("lstrip", [False, True])
+def test_added_tokens_that_only_the_candidate_describes(tmp_path: Path, lstrip: bool) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(DATA / "llama3", source)
+    drop("tokenizer_config.json", "added_tokens_decoder")(source)
+    candidate = tmp_path / "candidate"
+    shutil.copytree(source, candidate)
+    token = copied_fields(TOKENS)["added_tokens"][0]
+    tokenizer(added_tokens_decoder={str(token["id"]): {**token, "lstrip": lstrip}})(candidate)
+    diffs = compare(source, candidate)
+    assert bool(diffs) == lstrip
+    assert all(f"added_tokens_decoder {token['id']}: absent" in diff for diff in diffs)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -586,6 +639,7 @@ def test_processors(tmp_path: Path, written: dict[str, Any], said: str | None) -
     assert diffs == [] if said is None else said in diffs[0]
 
 
+WHOLE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 8}
 BF16, F16 = {"dtype": "bfloat16"}, {"dtype": "float16"}
 
 
@@ -704,6 +758,42 @@ def tied(whole: bool | None, text: bool | None) -> dict[str, Any]:
             None,
             id="window-not-used",
         ),
+        pytest.param(WHOLE, {**WHOLE, "mup_width": 2}, "mup_width: absent", id="factor"),
+        pytest.param(WHOLE, {**WHOLE, "logit_scale": 0.5}, "logit_scale: absent", id="scale"),
+        pytest.param(WHOLE, {**WHOLE, "router_softcap": 30.0}, "softcap: absent", id="softcap"),
+        pytest.param(
+            {**WHOLE, "logit_scale": None}, {**WHOLE, "logit_scale": 2}, "logit_scale", id="null"
+        ),
+        pytest.param(
+            WHOLE, {**WHOLE, "query_pre_attn_scalar": 9}, "query_pre", id="attention-factor"
+        ),
+        pytest.param(
+            WHOLE,
+            {
+                **WHOLE,
+                "query_pre_attn_scalar": 4,
+                "mup_x": 1,
+                "lm_head_multiplier": 1.0,
+                "router_softcap": 0,
+                "logit_scale": None,
+            },
+            None,
+            id="factors-that-change-nothing",
+        ),
+        pytest.param(
+            {"num_local_experts": 8},
+            {"num_local_experts": 8, "num_experts": 4},
+            "num_experts: 4 in the candidate, which has 8 as num_local_experts",
+            id="two-names",
+        ),
+        pytest.param(
+            {"n_layer": 8, "num_layers": 9},
+            {"n_layer": 8, "num_layers": 9},
+            None,
+            id="source's-own",
+        ),
+        pytest.param(BF16, {**BF16, "torch_dtype": "float32"}, "torch_dtype: ", id="two-dtypes"),
+        pytest.param(BF16, {**BF16, "torch_dtype": "torch.bfloat16"}, None, id="one-dtype-twice"),
     ],
 )
 def test_configurations(

@@ -64,7 +64,7 @@ def source_tensors(*, experts: bool = False) -> Tensors:
 def quantized(source: Tensors, layout: str = "modelopt-nvfp4", **options: Any) -> Tensors:
     made: Tensors = {}
     for name, stored in source.items():
-        if "_proj" in name:
+        if name.endswith("_proj.weight"):
             module = name.removesuffix(".weight")
             parts = encode(layout, floats(stored), **options)
             made |= {f"{module}.{part}": tensor for part, tensor in parts.items()}
@@ -84,6 +84,7 @@ class Scan:
         *,
         deep: bool = False,
         transformed: bool = False,
+        pair: Callable[[Weights, Weights], tuple[list[Pair], list[Kept]]] | None = None,
     ) -> None:
         for name, tensors in (("source", source), ("candidate", candidate)):
             (directory / name).mkdir(parents=True, exist_ok=True)
@@ -91,7 +92,7 @@ class Scan:
         self.source, self.candidate = (read_whole(directory / n) for n in ("source", "candidate"))
         self.findings, self.measurements = Findings(), Measurements()
         self.progress: list[tuple[int, int]] = []
-        pairs, kept = paired(self.source, self.candidate)
+        pairs, kept = (pair or paired)(self.source, self.candidate)
         self.summary = numbers.scan(
             self.candidate,
             self.source,
@@ -119,7 +120,13 @@ class Scan:
 
     @property
     def clean(self) -> bool:
-        notes = {"all_input_scales_neutral", "zero_in_source", "smoothed"}
+        notes = {
+            "all_input_scales_neutral",
+            "in_halves",
+            "rounded_again",
+            "smoothed",
+            "zero_in_source",
+        }
         return not self.found.keys() - notes and not any(map(self.over, LIMITS))
 
 
@@ -142,7 +149,7 @@ def stored(weights: Weights, module: str, shape: tuple[int, int]) -> StoredMatri
     names = {
         name.removeprefix(f"{module}."): name
         for name in weights.tensors
-        if name.startswith(f"{module}.")
+        if name.startswith(f"{module}.") and not name.endswith(".bias")
     }
     parts = {part: weights.tensors[name] for part, name in names.items()}
     layout = next(each for each in (PLAIN, *ALL_LAYOUTS) if each.holds(parts, shape))
@@ -421,8 +428,12 @@ def factors(count: int) -> Array:
 READERS = ("mlp.gate_proj", "mlp.up_proj")
 
 
-def smooth_norm(tensors: Tensors, *, offset: float = 0.0) -> None:
-    scale = factors(HIDDEN)
+WEAK = 0.03
+"""Power that leaves factors of which 4-bit noise hides each, and not all together."""
+
+
+def smooth_norm(tensors: Tensors, *, offset: float = 0.0, power: float = 1.0) -> None:
+    scale = factors(HIDDEN) ** power
     tensors[NORMS[1]] = bf16((floats(tensors[NORMS[1]]) + offset) / scale - offset)
     for name in READERS:
         rescale_columns(tensors, f"{LAYER}.{name}.weight", scale)
@@ -445,6 +456,7 @@ def smooth_all(tensors: Tensors) -> None:
     [
         pytest.param(smooth_norm, {NORMS[1]}, id="norm"),
         pytest.param(lambda t: smooth_norm(t, offset=1.0), {NORMS[1]}, id="norm-less-one"),
+        pytest.param(lambda t: smooth_norm(t, power=WEAK), {NORMS[1]}, id="weakly"),
         pytest.param(smooth_couple, {UP}, id="up-down"),
         pytest.param(smooth_all, {NORMS[1], UP}, id="both"),
     ],
@@ -464,17 +476,24 @@ def norm_alone(tensors: Tensors) -> None:
     tensors[NORMS[1]] = bf16(floats(tensors[NORMS[1]]) / factors(HIDDEN))
 
 
-def one_reader_left_out(tensors: Tensors) -> None:
+def one_reader_left_out(tensors: Tensors, *, power: float = 1.0) -> None:
     before = tensors[f"{LAYER}.mlp.gate_proj.weight"]
-    smooth_norm(tensors)
+    smooth_norm(tensors, power=power)
     tensors[f"{LAYER}.mlp.gate_proj.weight"] = before
+
+
+def one_reader_left_out_weakly(tensors: Tensors) -> None:
+    one_reader_left_out(tensors, power=WEAK)
 
 
 def one_number_of_a_norm(tensors: Tensors) -> None:
     put(tensors, NORMS[1], 9, tensors[NORMS[1]][1][9] ^ 0x40)
 
 
-@pytest.mark.parametrize("change", [norm_alone, one_reader_left_out, one_number_of_a_norm])
+@pytest.mark.parametrize(
+    "change",
+    [norm_alone, one_reader_left_out, one_reader_left_out_weakly, one_number_of_a_norm],
+)
 def test_a_norm_that_changed_with_nothing_in_return_is_altered(
     change: Callable[[Tensors], None], tmp_path: Path
 ) -> None:
@@ -485,6 +504,205 @@ def test_a_norm_that_changed_with_nothing_in_return_is_altered(
     (name,) = found["altered"]
     assert name.startswith(NORMS[1])
     assert "is not rescaled in return" in name
+
+
+def rounded_again(tensors: Tensors, name: str) -> None:
+    tensors[name] = bf16(floats(bf16(floats(tensors[name]) + 1)) - 1)
+
+
+@pytest.mark.parametrize("layer", [LAYER, "model"], ids=["of-a-layer", "last"])
+@pytest.mark.parametrize("flipped", [0, 1, 0x40], ids=["as-it-is", "last-bit", "other-bit"])
+def test_a_norm_that_is_one_less_may_be_rounded_once_more(
+    layer: str, flipped: int, tmp_path: Path
+) -> None:
+    source = source_tensors()
+    name = f"{layer}.input_layernorm.weight" if layer == LAYER else f"{layer}.norm.weight"
+    source[name] = bf16(np.random.default_rng(4).normal(0, 0.1, HIDDEN))
+    changed = dict(source)
+    rounded_again(changed, name)
+    assert (changed[name][1] != source[name][1]).any()
+    put(changed, name, 9, changed[name][1][9] ^ flipped)
+    scan = Scan(tmp_path, source, quantized(changed))
+    assert scan.clean == (not flipped)
+    assert list(scan.found) == ["altered" if flipped else "rounded_again"]
+    assert [each.partition(" ")[0] for each in next(iter(scan.found.values()))] == [name]
+
+
+@pytest.mark.parametrize("power", [1.0, 0.1], ids=["strongly", "weakly"])
+@pytest.mark.parametrize(
+    ("off", "altered"), [(0.0, False), (0.03, False), (0.1, True), (-1.0, True)]
+)
+def test_a_bias_follows_its_rows_as_near_as_their_noise_lets_it(
+    power: float, off: float, altered: bool, tmp_path: Path
+) -> None:
+    source = source_tensors()
+    bias = f"{UP}.bias"
+    source[bias] = bf16(np.random.default_rng(4).normal(0, 0.1, INNER))
+    smoothed = dict(source)
+    scale = factors(INNER) ** power
+    rescale_rows(smoothed, f"{UP}.weight", 1 / scale)
+    rescale_columns(smoothed, f"{DOWN}.weight", scale)
+    values = floats(source[bias]) / scale
+    values[17] *= 1 + off
+    smoothed[bias] = bf16(values)
+    candidate = quantized(smoothed, "ct-packed", bits=4, group=128)
+    scan = Scan(tmp_path, source, candidate)
+    assert scan.found == (
+        {"smoothed": [UP], "altered": [bias]} if altered else {"smoothed": [UP, bias]}
+    )
+
+
+def test_a_bias_that_changed_beside_rows_that_did_not_is_altered(tmp_path: Path) -> None:
+    source = source_tensors()
+    bias = f"{UP}.bias"
+    source[bias] = bf16(np.random.default_rng(4).normal(0, 0.1, INNER))
+    candidate = quantized(source)
+    put(candidate, bias, 17, candidate[bias][1][17] ^ 1)
+    scan = Scan(tmp_path, source, candidate)
+    assert scan.found == {"altered": [bias]}
+
+
+OPT = "model.decoder.layers.0"
+OPT_READERS = {
+    "self_attn_layer_norm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "final_layer_norm": ("fc1",),
+}
+
+
+@pytest.mark.parametrize("norm", OPT_READERS)
+@pytest.mark.parametrize("left_out", [False, True], ids=["all", "one-reader-left-out"])
+def test_norms_of_opt_are_read_by_name(norm: str, left_out: bool, tmp_path: Path) -> None:
+    generator = np.random.default_rng(7)
+    source = {
+        f"{OPT}.{name}.weight": bf16(generator.normal(0, 0.02, (HIDDEN, HIDDEN)))
+        for readers in OPT_READERS.values()
+        for name in (*readers, "encoder_attn.q_proj")
+    }
+    source |= {f"{OPT}.{each}.weight": bf16(1 + generator.random(HIDDEN)) for each in OPT_READERS}
+    changed = dict(source)
+    name = f"{OPT}.{norm}.weight"
+    changed[name] = bf16(floats(source[name]) / factors(HIDDEN))
+    for reader in OPT_READERS[norm][left_out:]:
+        rescale_columns(changed, f"{OPT}.{reader}.weight", factors(HIDDEN))
+    found = Scan(tmp_path, source, quantized(changed)).found
+    if left_out:
+        assert "is not rescaled in return" in found["altered"][0]
+    else:
+        assert found == {"smoothed": [name]}
+
+
+FUSED = f"{LAYER}.mlp.experts.gate_up_proj"
+
+
+def fused_and_apart(source: Weights, candidate: Weights) -> tuple[list[Pair], list[Kept]]:
+    """Pair experts whose gate and up lie in one tensor, row by row, with those stored apart."""
+    fused = source.tensors[FUSED]
+    experts, rows, columns = fused.shape
+    size, shape = fused.size_bytes // experts, (rows // 2, columns)
+    pairs = []
+    for expert in range(experts):
+        begin = fused.offsets[0] + expert * size
+        part = type(fused)(dtype=fused.dtype, shape=shape, offsets=(begin, begin + size))
+        for place, name in enumerate(("gate_proj", "up_proj")):
+            matrix = StoredMatrix(
+                module=FUSED,
+                layout=PLAIN,
+                parts={"weight": part},
+                tensors={"weight": FUSED},
+                shape=shape,
+                expert=expert,
+                first_row=place,
+                row_step=2,
+            )
+            module = f"{LAYER}.mlp.experts.{expert}.{name}"
+            apart = stored(candidate, module, shape)
+            pairs.append(Pair(kind="experts", source=matrix, candidate=apart, scheme=UNDECLARED))
+    return pairs, []
+
+
+@pytest.mark.parametrize("deep", [False, True], ids=["sampled", "deep"])
+@pytest.mark.parametrize(
+    ("in_halves", "kind", "count"),
+    [
+        pytest.param((), None, 0, id="row-by-row"),
+        pytest.param((0, 1), "in_halves", 4, id="in-halves"),
+        pytest.param((1,), "not_decodable", 2, id="one-expert-in-halves"),
+    ],
+)
+def test_interleaved_experts_may_lie_apart_in_halves_all_of_them(
+    in_halves: tuple[int, ...], kind: str | None, count: int, deep: bool, tmp_path: Path
+) -> None:
+    fused = floats(bf16(np.random.default_rng(7).normal(0, 0.02, (2, 2 * INNER, HIDDEN))))
+    apart: Tensors = {}
+    for expert, values in enumerate(fused):
+        gate, up = (
+            (values[:INNER], values[INNER:]) if expert in in_halves else (values[::2], values[1::2])
+        )
+        prefix = f"{LAYER}.mlp.experts.{expert}"
+        apart |= {f"{prefix}.gate_proj.weight": bf16(gate), f"{prefix}.up_proj.weight": bf16(up)}
+    scan = Scan(tmp_path, {FUSED: bf16(fused)}, quantized(apart), deep=deep, pair=fused_and_apart)
+    assert {each: len(names) for each, names in scan.found.items()} == (
+        {kind: count} if kind else {}
+    )
+    assert not scan.over("sqnr_shortfall_db")
+
+
+def test_interleaved_experts_that_hold_other_halves_are_far(tmp_path: Path) -> None:
+    fused = floats(bf16(np.random.default_rng(7).normal(0, 0.02, (1, 2 * INNER, HIDDEN))))
+    prefix = f"{LAYER}.mlp.experts.0"
+    apart = {
+        f"{prefix}.gate_proj.weight": bf16(fused[0, INNER:]),
+        f"{prefix}.up_proj.weight": bf16(fused[0, :INNER]),
+    }
+    scan = Scan(tmp_path, {FUSED: bf16(fused)}, quantized(apart), pair=fused_and_apart)
+    assert len(scan.over("sqnr_shortfall_db")) == 2
+
+
+@pytest.mark.parametrize("deep", [False, True], ids=["sampled", "deep"])
+@pytest.mark.parametrize(
+    ("row", "noise", "strength", "found"),
+    [
+        pytest.param(0, 0.0, 1.0, (True, True), id="first-row"),
+        pytest.param(100, 0.0, 1.0, (False, True), id="in-no-sample"),
+        pytest.param(0, 0.0, 0.05, (False, False), id="negligible"),
+        pytest.param(0, 0.12, 1.0, (False, False), id="calibrated"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("layout", "options", "part", "damage"),
+    [
+        pytest.param("modelopt-nvfp4", {}, "weight", slice(8, 16), id="nvfp4"),
+        pytest.param(
+            "ct-packed", {"bits": 4, "group": 32}, "weight_packed", slice(4, 8), id="int4"
+        ),
+    ],
+)
+def test_a_damaged_group_is_found_where_all_else_is_as_rounded(
+    layout: str,
+    options: dict[str, Any],
+    part: str,
+    damage: slice,
+    row: int,
+    noise: float,
+    strength: float,
+    found: tuple[bool, bool],
+    deep: bool,
+    tmp_path: Path,
+) -> None:
+    generator = np.random.default_rng(7)
+    shape = (1024, HIDDEN)
+    values = generator.normal(0, 0.02, shape)
+    values[row, 16:64] *= strength
+    source = {f"{Q}.weight": bf16(values)}
+    shifted = {f"{Q}.weight": bf16(values + noise * generator.normal(0, 0.02, shape))}
+    candidate = quantized(shifted, layout, **options)
+    words = candidate[f"{Q}.{part}"][1]
+    put(candidate, f"{Q}.{part}", (row, damage), words[row + 500, damage])
+    scan = Scan(tmp_path, source, candidate, deep=deep)
+    assert not scan.over("sqnr_shortfall_db")
+    names = scan.found.get("damaged_group", [])
+    assert [name.partition(" ")[0] for name in names] == [Q] * found[deep]
+    assert all("(1 of " in name for name in names)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from conductor.probes.completeness import find_additions, find_cache_gaps, find_losses
+from conductor.probes.completeness import (
+    find_additions,
+    find_cache_gaps,
+    find_losses,
+    find_originals,
+)
 from conductor.probes.contents import Contents, Matrices
 from conductor.probes.findings import Findings, Measurements
 from conductor.probes.formats import ALL_LAYOUTS, find_format
@@ -154,6 +159,7 @@ def _examine(checkpoint: Path, source: Path, recipe: Recipe) -> _Examination:
     intent = examine(matches, after, checkpoint_format, recipe, findings, broken=broken)
     find_losses(matches, before, after, source_format, findings, tied=tied, broken=broken)
     find_cache_gaps(after, names, findings)
+    find_originals(matches, intent, after, findings)
     find_additions(matches, intent, after, checkpoint_format, names, findings)
     census = Census(matches)
     summary = {

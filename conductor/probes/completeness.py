@@ -235,6 +235,12 @@ def find_additions(
         is_quantized = match.matrix is not None and module not in plain
         for part in beside(match.case, is_quantized=is_quantized):
             findings.add("added", candidate.tensor_name(module, part), match.traits.kind)
+
+
+def find_originals(
+    matches: list[Match], intent: Intent, candidate: Contents, findings: Findings
+) -> None:
+    """Note original weights of layers whose quantized weights go by another name."""
     layouts = {layer.match.case: layer.outcome.layout for layer in intent.layers}
 
     def keeps_original(case: Case) -> bool:

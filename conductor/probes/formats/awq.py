@@ -48,8 +48,15 @@ class Awq(GroupedIntegers):
         return _turn(fetch("qweight", columns, _words(rows)))
 
     def zero_points(self, fetch: Fetch, rows: slice) -> Stored:
-        """Return the zero points [groups, rows]."""
-        return _turn(fetch("qzeros", slice(None), _words(rows))).T
+        """Return the zero points [groups, rows].
+
+        Raises:
+            ValueError: there are to be none, and they are not all in the middle.
+        """
+        zeros = _turn(fetch("qzeros", slice(None), _words(rows))).T
+        if self.symmetric and (zeros != 2 ** (self.bits - 1)).any():
+            raise ValueError("zero_point is false, and qzeros are not all in the middle")
+        return zeros
 
 
 def _words(rows: slice) -> slice:

@@ -37,6 +37,9 @@ _ABSMAX, _MAP = "weight.absmax", "weight.quant_map"
 _NESTED_ABSMAX, _NESTED_MAP = "weight.nested_absmax", "weight.nested_quant_map"
 _STATE = "weight.quant_state.bitsandbytes__"
 
+_TABLE_TOLERANCE = 1e-3
+"""How far a stored number of a table may lie from the table's; neighbours are 0.005 apart."""
+
 _FORMAT, _ROW_BY_ROW = "weight_format", 0
 
 _STORED_BYTES: Mapping[str, int] = {"U8": 1, "BF16": 2, "F32": 4}
@@ -51,6 +54,8 @@ class _State:
     block: int
     nested_block: int
     offset: float
+    kind: str
+    nested: bool
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -110,6 +115,8 @@ class FourBit(Layout):
         import numpy as np
 
         state = _state(fetch(self.state_part), self.state_part, parts)
+        if state.kind != self.precision.lower():
+            raise ValueError(f"{self.state_part} says quant_type {state.kind}")
         first_row, last_row, _ = rows.indices(state.shape[0])
         first, last = first_row * state.shape[1], last_row * state.shape[1]
         stored = _bytes(parts["weight"], fetch, first // 2, math.ceil(last / 2))
@@ -118,6 +125,9 @@ class FourBit(Layout):
         table = fetch(_MAP).reshape(-1)
         if table.size != _LEVELS:
             raise ValueError(f"{_MAP} holds {table.size} numbers, not {_LEVELS}")
+        distances = np.abs(np.sort(table) - np.sort(self.levels))
+        if not (distances <= _TABLE_TOLERANCE).all():
+            raise ValueError(f"{_MAP} does not hold the numbers of {self.precision}")
         scales = _scales(parts, fetch, first // state.block, math.ceil(last / state.block), state)
         spread = np.repeat(scales, state.block)[first % state.block :][: last - first]
         values: Values = (table[codes] * spread).reshape(-1, state.shape[1])
@@ -174,15 +184,20 @@ def _state(stored: Stored, part: str, parts: Parts) -> _State:
             block=int(facts["blocksize"]),
             nested_block=int(facts.get("nested_blocksize", 1)),
             offset=float(facts.get("nested_offset", 0.0)),
+            kind=str(facts["quant_type"]),
+            nested="nested_offset" in facts,
         )
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
-        raise ValueError(f"{part} holds no JSON with shape and blocksize") from None
+        raise ValueError(f"{part} holds no JSON with shape, blocksize and quant_type") from None
     fits = _numbers(parts)
     count, scales = math.prod(state.shape), math.prod(parts[_ABSMAX].shape)
     if min(*state.shape, state.block, state.nested_block) < 1 or not 0 <= fits - count <= 1:
         raise ValueError(f"{part} says shape {list(state.shape)}, the weight has {fits} numbers")
     if math.ceil(count / state.block) != scales:
         raise ValueError(f"{part} says blocks of {state.block}, and there are {scales} scales")
+    if state.nested != _is_nested(parts):
+        says, are = ("", " not") if state.nested else (" not", "")
+        raise ValueError(f"{part} says that scales are{says} quantized, and they are{are}")
     return state
 
 
@@ -280,6 +295,22 @@ def read(
         name=f"bitsandbytes {scheme.precision}",
         layouts=LAYOUTS,
         declared=lambda module: UNDECLARED if excludes(module) else scheme,
+        problems=_otherwise_nested(stated, tensors),
+    )
+
+
+def _otherwise_nested(stated: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Say where scales are quantized themselves and declared not to be, or the other way round."""
+    declared = stated.get("bnb_4bit_use_double_quant")
+    if not any(name.endswith(f".{_ABSMAX}") for name in tensors):
+        return ()
+    nested = any(name.endswith(f".{_NESTED_ABSMAX}") for name in tensors)
+    if not isinstance(declared, bool) or declared == nested:
+        return ()
+    is_there = "there are" if nested else "there are no"
+    return (
+        f"config.json quantization_config says bnb_4bit_use_double_quant {json.dumps(declared)}, "
+        f"and {is_there} {_NESTED_ABSMAX}",
     )
 
 

@@ -42,7 +42,7 @@ def _packed(bits: int) -> Layout:
         code=packed_integers(bits),
         weight="weight_packed",
         input_scale="input_scale",
-        extra=frozenset({"weight_shape"}),
+        written_shape="weight_shape",
     )
 
 
@@ -93,12 +93,16 @@ _CACHE_PARTS = frozenset(
 )
 """Scales of the key-value cache, which lie beside the projections of an attention module."""
 
+_CACHE_SCALES = (".k_scale", ".v_scale")
+
+_MIXED = "mixed-precision"
+
 FORMATS = frozenset(
     {
         "dense",
         "float-quantized",
         "int-quantized",
-        "mixed-precision",
+        _MIXED,
         "mxfp4-pack-quantized",
         "mxfp8-quantized",
         "naive-quantized",
@@ -109,6 +113,7 @@ FORMATS = frozenset(
 """Ways to store weights whose tensors the layouts describe; the others compress sparse ones."""
 
 _PRECISION_OF_WAY: Mapping[str, str] = {
+    "dense": UNQUANTIZED,
     "float-quantized": "FP8",
     "int-quantized": "INT",
     "mxfp4-pack-quantized": "MXFP4",
@@ -140,6 +145,7 @@ def read(
     problems = [
         *([problem] if problem else []),
         *_misnamed(stated, groups),
+        *_cache_without_scales(stated, tensors),
         *_otherwise_scaled(_declaration(ignored, weights, named), tensors),
     ]
     unknown = _unknown_ways(stated, groups)
@@ -169,12 +175,32 @@ def _targets(groups: list[Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str
 
 
 def _misnamed(stated: Mapping[str, Any], groups: list[Mapping[str, Any]]) -> Iterator[str]:
-    """Say where weights are called stored in a way that cannot hold their precision."""
+    """Say where weights are called stored in a way that cannot hold their precision.
+
+    The whole is named as its groups are, or as a mixture.
+    """
+    ways, whole = _ways(stated, groups), str(stated.get("format"))
+    if whole not in (*ways, _MIXED, "None"):
+        shown = ", ".join(ways)
+        yield f"config.json quantization_config: format {whole!r}, and of its groups {shown}"
     for group in groups:
         way = str(group.get("format") or stated.get("format"))
         precision = _scheme(group).precision
         if precision != UNQUANTIZED and not precision.startswith(_PRECISION_OF_WAY.get(way, "")):
             yield f"config.json quantization_config: format {way!r} for weights in {precision}"
+
+
+def _cache_without_scales(
+    stated: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> Iterator[str]:
+    """Say that scales of the key-value cache are declared stored, and none is."""
+    scheme = stated.get("kv_cache_scheme")
+    is_static = isinstance(scheme, Mapping) and scheme.get("dynamic") in (False, None)
+    if is_static and not any(name.endswith(_CACHE_SCALES) for name in tensors):
+        yield (
+            "config.json quantization_config declares a kv_cache_scheme that is not dynamic, "
+            "and there is no k_scale or v_scale"
+        )
 
 
 def _otherwise_scaled(weights_of: Callable[[str], Any], tensors: Mapping[str, Tensor]) -> list[str]:

@@ -114,7 +114,8 @@ class GroupedIntegers(Layout):
         """Return a block of the dequantized matrix.
 
         Raises:
-            ValueError: a column belongs to a group that has no scale.
+            ValueError: a column belongs to a group that has no scale, or a group has not as many
+                columns as it has in order.
         """
         import numpy as np
 
@@ -125,8 +126,6 @@ class GroupedIntegers(Layout):
         )
         group = self._group_of(parts, fetch, shape[1])[columns]
         scales = fetch("scales", slice(None), rows)
-        if group.size and not 0 <= group.min() <= group.max() < len(scales):
-            raise ValueError(f"g_idx names a group beyond the {len(scales)} that have scales")
         # All row by row: arrays that lie in different directions are combined slowly.
         values = self.numbers(fetch, rows, columns).astype(np.float32, order="C")
         values -= np.ascontiguousarray(self.zero_points(fetch, rows).T).take(group, axis=1)
@@ -136,9 +135,19 @@ class GroupedIntegers(Layout):
     def _group_of(self, parts: Parts, fetch: Fetch, columns: int) -> Stored:
         import numpy as np
 
-        if "g_idx" in parts:
-            return fetch("g_idx")
-        return np.arange(columns) // columns_per_group(columns, _groups(parts))
+        groups = _groups(parts)
+        in_order = np.arange(columns) // columns_per_group(columns, groups)
+        if "g_idx" not in parts:
+            return in_order
+        found = fetch("g_idx")
+        if found.size and not 0 <= found.min() <= found.max() < groups:
+            raise ValueError(f"g_idx names a group beyond the {groups} that have scales")
+        sizes = [np.bincount(each, minlength=groups) for each in (found, in_order)]
+        if (sizes[0] != sizes[1]).any():
+            group = int(np.flatnonzero(sizes[0] != sizes[1])[0])
+            counts = f"{sizes[0][group]} columns, not {sizes[1][group]}"
+            raise ValueError(f"g_idx gives group {group} {counts}")
+        return found
 
     def nearest(self, values: Values, parts: Parts, largest: float | None) -> Values:
         """Return a block rounded to nearest: groups from its first column on."""

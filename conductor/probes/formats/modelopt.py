@@ -9,7 +9,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -51,7 +51,7 @@ LAYOUTS: tuple[Layout, ...] = (
         low_rank=_LOW_RANK,
     ),
     _layout(precision="MXFP4", code=FLOAT4, scale_dtypes=E8M0_DTYPES, grouped=True),
-    _layout(precision="INT4", code=ROW_NIBBLES, extra=frozenset({"weight_scale_2"})),
+    _layout(precision="INT4", code=ROW_NIBBLES, narrowing="weight_scale_2"),
     _layout(precision="FP8", code=FLOAT8, step=(128, 128)),
     _layout(precision="MXFP8", code=FLOAT8, scale_dtypes=E8M0_DTYPES, grouped=True),
     _layout(precision="INT8", code=INTEGER8),
@@ -113,7 +113,7 @@ def read(
         known=not strange,
         layouts=LAYOUTS,
         declared=_declaration(facts),
-        problems=_differences(*spellings),
+        problems=(*_differences(*spellings), *_misdescribed(stated, facts)),
         kv_cache=facts.kv_cache,
         extra_parts=_CACHE_PARTS,
     )
@@ -177,9 +177,7 @@ def _group_size(stated: Mapping[str, Any]) -> int | None:
     """Return the columns per scale, which ``config.json`` states with each group of targets."""
     groups = stated.get("config_groups")
     first = next(iter(groups.values()), None) if isinstance(groups, Mapping) else None
-    weights = first.get("weights") if isinstance(first, Mapping) else None
-    within = weights.get("group_size") if isinstance(weights, Mapping) else None
-    return _positive(stated.get("group_size")) or _positive(within)
+    return _positive(stated.get("group_size")) or _size(_part(first, "weights"))
 
 
 def _positive(value: Any) -> int | None:
@@ -222,6 +220,34 @@ def _differences(*spellings: _Facts) -> tuple[str, ...]:
         for what, here, there in rows
         if here != there
     )
+
+
+def _misdescribed(stated: Mapping[str, Any], facts: _Facts) -> Iterator[str]:
+    """Say where the groups of ``config.json`` have numbers that ``quant_algo`` does not stand for.
+
+    Of weights alone: the bits of inputs that ModelOpt 0.47 writes with AWQ are not those it uses.
+    """
+    groups = stated.get("config_groups")
+    if not isinstance(groups, Mapping) or facts.algorithm not in SCHEMES:
+        return
+    bits = int(facts.scheme.precision[-1])
+    for name, group in groups.items():
+        weights, inputs = (_part(group, key) for key in ("weights", "input_activations"))
+        declared, sizes = weights.get("num_bits"), [_size(part) for part in (weights, inputs)]
+        where = f"config.json quantization_config {name}: "
+        if type(declared) is int and declared != bits:
+            yield f"{where}num_bits {declared} of weights, and quant_algo {facts.algorithm}"
+        if None not in sizes and sizes[0] != sizes[1]:
+            yield f"{where}group_size {sizes[0]} of weights, and {sizes[1]} of inputs"
+
+
+def _part(group: Any, name: str) -> Mapping[str, Any]:
+    part = group.get(name) if isinstance(group, Mapping) else None
+    return part if isinstance(part, Mapping) else {}
+
+
+def _size(part: Mapping[str, Any]) -> int | None:
+    return _positive(part.get("group_size"))
 
 
 def _unlike(here: Iterable[Any], there: Iterable[Any]) -> tuple[str, str]:

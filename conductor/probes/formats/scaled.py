@@ -172,7 +172,9 @@ class Scaled(Layout):
     A ``zero_point`` is subtracted from the numbers before they are scaled; ``column_groups`` names
     the group of each column where they do not lie in order. ``column_scale`` is the factor that
     inputs are multiplied with first, so that the weight is what is stored times it; ``low_rank``
-    are the names that two parts may have whose product is added to what is stored.
+    are the names that two parts may have whose product is added to what is stored. ``input_scale``
+    is for inputs; ``narrowing``, where inputs are scaled, for weights in the precision of those,
+    which changes no weight. ``written_shape`` holds the shape of the matrix.
     """
 
     precision: str
@@ -188,6 +190,8 @@ class Scaled(Layout):
     column_scale: str | None = None
     low_rank: tuple[tuple[str, str], ...] = ()
     input_scale: str | None = None
+    narrowing: str | None = None
+    written_shape: str | None = None
     step: Shape = (2, 128)
     extra: frozenset[str] = frozenset()
     part_names: frozenset[str] = field(init=False)
@@ -195,8 +199,8 @@ class Scaled(Layout):
     def __post_init__(self) -> None:
         """Collect the names of all parts there may be."""
         names = (self.weight, self.scale, self.whole, self.zero_point, self.column_groups)
-        inputs = (self.column_scale, self.input_scale)
-        known = (name for name in (*names, *inputs) if name)
+        beside = (self.column_scale, self.input_scale, self.narrowing, self.written_shape)
+        known = (name for name in (*names, *beside) if name)
         object.__setattr__(self, "part_names", self.extra.union({"bias"}, known, *self.low_rank))
 
     def shape(self, parts: Parts) -> Shape | None:
@@ -223,7 +227,10 @@ class Scaled(Layout):
         reach = _reach(scale, shape) if scale else shape
         if reach is None or (scale and scale.dtype not in self.scale_dtypes):
             return False
-        sizes = ((self.whole, 1), (self.column_scale, shape[1]), (self.column_groups, shape[1]))
+        sizes = (
+            *((self.whole, 1), (self.narrowing, 1)),
+            *((self.column_scale, shape[1]), (self.column_groups, shape[1])),
+        )
         found = ((parts[name], size) for name, size in sizes if name and name in parts)
         return (
             (not self.grouped or scale is None or reach[0] == 1)
@@ -259,15 +266,15 @@ class Scaled(Layout):
         return columns if rows == 1 and columns < shape[1] else None
 
     def missing(self, parts: Parts, scheme: Scheme) -> tuple[str, ...]:
-        """Return the scales that are absent; that of the inputs where the scheme stores one."""
-        needed = [self.scale, self.whole, *self._factors(parts)]
+        """Return the parts that are absent; scales for the inputs where the scheme stores them."""
+        needed = [self.scale, self.whole, self.written_shape, *self._factors(parts)]
         if scheme.static:
-            needed.append(self.input_scale)
+            needed += [self.input_scale, self.narrowing]
         return tuple(name for name in needed if name and name not in parts)
 
     def scales(self, parts: Parts) -> tuple[str, ...]:
         """Return the scales of the weight that are there."""
-        names = (self.scale, self.whole, self.column_scale)
+        names = (self.scale, self.whole, self.narrowing, self.column_scale)
         return tuple(name for name in names if name and name in parts)
 
     def input_scales(self, parts: Parts) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from conductor.probes.metadata.added_tokens import added_token_diffs
 from conductor.probes.metadata.chat_templates import Place, read_templates, template_diffs
 from conductor.probes.metadata.differences import (
     MISSING,
@@ -78,6 +79,7 @@ def metadata_diffs(
         *config_diffs(source_config, config),
         *special_token_diffs(before, after, partial(token_id, candidate)),
         *tokenizer_diffs(source, candidate),
+        *added_token_diffs(source, candidate, before, after),
         *_template_diffs(source, candidate, before, after),
         *_processor_diffs(before, after),
         *_code_diffs(source, candidate, before, after),

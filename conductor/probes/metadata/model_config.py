@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from conductor.probes.formats import stated_in
-from conductor.probes.metadata.differences import MISSING, differs, mapping, same
+from conductor.probes.metadata.differences import MISSING, differs, mapping, same, short
 
 ALIASES = (
     ("hidden_size", "n_embd", "d_model"),
@@ -68,6 +68,16 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "q_lora_rank": (None,),
 }
 """What a field means that a whole configuration does not state."""
+
+_ONE_FIELD = (
+    *(row for row in ALIASES if "rms_norm_eps" not in row),
+    ("dtype", "torch_dtype"),
+)
+"""Names of one field that must not be stated twice with two values; some classes have two norms."""
+
+_FACTORS = re.compile(r".*multiplier|logit_scale|logits_scaling|mup_.*")
+_SOFTCAPS = re.compile(r".*softcap.*")
+"""Fields that a candidate may add only where they change nothing, whatever they are called."""
 
 TOKEN_FIELDS = ("eos_token_id", "bos_token_id", "pad_token_id")
 
@@ -146,14 +156,60 @@ def _part_diffs(
             yield from _part_diffs(value, kept, f"{prefix}{name}.", depth + 1)
         elif not _same_field(name, value, kept, nested=depth > 0):
             yield differs(f"{prefix}{name}", before=value, after=kept)
-    if _is_whole(before):
-        for name, neutral in NEUTRAL.items():
-            added = after.get(name)
-            if name not in before and not any(same(added, value) for value in neutral):
-                yield differs(f"{prefix}{name}", MISSING, added)
+    yield from _added_diffs(before, after, prefix)
+    yield from _twice_stated(before, after, prefix)
     if depth > 0:
         yield from _nested_token_diffs(source, candidate, prefix)
     yield from _rope_diffs(source, candidate, prefix)
+
+
+def _added_diffs(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    """Name fields that the candidate alone states, and that are not what a silent source means."""
+    if not _is_whole(before):
+        return
+    for name in dict.fromkeys((*NEUTRAL, *after)):
+        if _under_any_name(before, name) in (MISSING, None):
+            neutral = NEUTRAL.get(name) or _neutral(name, after)
+            if neutral and not any(same(after.get(name), value) for value in neutral):
+                yield differs(f"{prefix}{name}", MISSING, after[name])
+
+
+def _neutral(name: str, config: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return the values with which a field changes nothing, none where that is not known."""
+    if name == "query_pre_attn_scalar":
+        # Attention is divided by the root of it, and without it by that of a head's size.
+        return (None, _head_size(config))
+    if _SOFTCAPS.fullmatch(name):
+        return (None, 0)
+    return (None, 1.0, False) if _FACTORS.fullmatch(name) else ()
+
+
+def _head_size(config: Mapping[str, Any]) -> Any:
+    size, width, heads = (
+        _under_any_name(config, name) for name in ("head_dim", "hidden_size", "num_attention_heads")
+    )
+    if type(size) is int or type(width) is not int or type(heads) is not int or heads < 1:
+        return size
+    return width // heads
+
+
+def _twice_stated(
+    before: Mapping[str, Any], after: Mapping[str, Any], prefix: str
+) -> Iterator[str]:
+    """Name fields that the candidate adds under another name, with another value."""
+    for row in _ONE_FIELD:
+        stated = [name for name in row if after.get(name) is not None]
+        for name in stated:
+            others = [each for each in stated if not same(_bare(after[each]), _bare(after[name]))]
+            if others and before.get(name) is None:
+                yield (
+                    f"{prefix}{name}: {short(after[name])} in the candidate, "
+                    f"which has {short(after[others[0]])} as {others[0]}"
+                )
+
+
+def _bare(value: Any) -> Any:
+    return value.removeprefix("torch.") if isinstance(value, str) else value
 
 
 def _spelled_out(config: Mapping[str, Any]) -> dict[str, Any]:

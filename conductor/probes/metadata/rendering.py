@@ -104,6 +104,8 @@ CONVERSATIONS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
         ],
         {},
     ),
+    "user in parts": ([_says("user", [{"type": "text", "text": "Hello."}])], {}),
+    "eight turns": ([*_TURNS, _says("assistant", "6.")] * 2, {}),
     "pictures": ([_says("user", _PICTURE)], {}),
     "numbered pictures": ([_says("user", _PICTURE)] * 2, {"add_vision_id": True}),
     "sound": ([_says("user", [{"type": "audio", "audio": "file:///a.wav"}])], {}),

@@ -67,6 +67,9 @@ _TOKENIZER_MEANINGLESS = {
 """Fields that libraries write for themselves, that are settings of the last call, or that have
 rules of their own."""
 
+_TOKENIZER_DEFAULTS: Mapping[str, Any] = {"split_special_tokens": False}
+"""What transformers assumes where a tokenizer's configuration is silent."""
+
 _FLAGS = ("special", "lstrip", "rstrip", "normalized", "single_word")
 
 
@@ -215,6 +218,7 @@ def _token_text(value: Any) -> Any:
 
 def _tokenizer_field_diffs(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
     """Compare what both state: libraries leave out what newer tokenizers state themselves."""
+    before, after = ({**_TOKENIZER_DEFAULTS, **side} for side in (before, after))
     for name in sorted(before.keys() & after.keys() - _TOKENIZER_MEANINGLESS):
         one, other = before[name], after[name]
         token = name.endswith("_token") and not isinstance(one, bool)
@@ -222,17 +226,31 @@ def _tokenizer_field_diffs(before: Mapping[str, Any], after: Mapping[str, Any]) 
             yield differs(f"{TOKENIZER} {name}", one, other)
 
 
+def listed_tokens(documents: Documents) -> dict[str, str]:
+    """Return the special tokens without a name of their own, each with the file that lists it."""
+    listed: dict[str, str] = {}
+    for file in (TOKENIZER, TOKENS_MAP):
+        for field in ("additional_special_tokens", "extra_special_tokens"):
+            entries = documents[file].get(field)
+            entries = list(entries.values()) if isinstance(entries, Mapping) else entries
+            for text in map(_token_text, entries if isinstance(entries, list) else []):
+                if isinstance(text, str):
+                    listed.setdefault(text, f"{file} {field}")
+    return listed
+
+
 def _added_token_diffs(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
     one, other = (mapping(side.get("added_tokens_decoder")) for side in (before, after))
     if not one or not other:
         return
     for number in one.keys() | other.keys():
-        entries = [_described(side.get(number)) for side in (one, other)]
+        entries = [described(side.get(number)) for side in (one, other)]
         if entries[0] != entries[1]:
             yield differs(f"{TOKENIZER} added_tokens_decoder {number}", *entries)
 
 
-def _described(entry: Any) -> Any:
+def described(entry: Any) -> Any:
+    """Return what an added token is, without what a library leaves out."""
     if not isinstance(entry, Mapping):
         return MISSING
     return {

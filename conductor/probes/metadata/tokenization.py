@@ -7,7 +7,7 @@ tens of megabytes, and a stranger wrote it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +83,13 @@ def tokenizer_diffs(source: Path, candidate: Path) -> Iterator[str]:
 def token_id(directory: Path, text: str) -> int | None:
     """Return the id of a token in ``tokenizer.json``, or nothing where that cannot be told."""
     try:
-        document = read_document(directory / FAST)
+        return id_in(read_document(directory / FAST), text)
     except ProbeError:
         return None
+
+
+def id_in(document: Mapping[str, Any], text: str) -> int | None:
+    """Return the id that a tokenizer gives to a token, or nothing where it is none."""
     added = document.get("added_tokens")
     for entry in added if isinstance(added, list) else []:
         if mapping(entry).get("content") == text:

@@ -82,7 +82,13 @@ AS_IT_WAS = Expectation()
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """How far a matrix is from what it should be; decibels of the whole, and of its worst block."""
+    """How far a matrix is from what it should be; decibels of the whole, and of its worst block.
+
+    ``groups`` of weights that share a scale were looked at one by one. ``gain_scatter`` is how far
+    their factors to the source lie apart, in terms of what rounding leaves: scales that belong to
+    other weights scatter them, and leave the factor of the whole as it was. Rows that are smoothed
+    scatter them too, but not ``gain_scatter_in_rows``.
+    """
 
     sqnr_db: float
     norm_db: float
@@ -90,6 +96,10 @@ class Comparison:
     worst_norm_db: float
     gain: float
     correlation: float
+    groups: int = 0
+    damaged_groups: int = 0
+    gain_scatter: float = 0.0
+    gain_scatter_in_rows: float = 0.0
     finite: bool = True
 
     @property
@@ -189,13 +199,29 @@ def compare(
     ``largest`` is the largest magnitude of the whole matrix expected, for scales per tensor.
     """
     totals = np.zeros(5)
+    group = stored.layout.group_size(stored.parts, stored.shape)
+    groups, damaged = 0, np.zeros(3)
+    factors, in_rows = np.zeros(3), np.zeros(3)
+    alike = 1
     worst: tuple[float, float, float] | None = None
     for together in _stacks(blocks, stored.layout.step[0]):
         x = np.concatenate([expectation.expected(block) for block in together])
         y = np.concatenate([block.candidate for block in together])
-        sums = _sums_of_rows(x, y, nearest(stored.layout, stored.parts, x, largest))
+        n = nearest(stored.layout, stored.parts, x, largest)
+        sums = _sums_of_rows(x, y, n)
         if not np.isfinite(sums).all():
             return HOPELESS
+        if group and group <= x.shape[1]:
+            alike = group
+            groups += len(x) * (x.shape[1] // group)
+            signals = _sums_of_groups(x, x, group)
+            damaged += _damaged_groups(x, y, n, signals, group)
+            products = _sums_of_groups(x, y, group)
+            factors += _factors(signals, products)
+            in_rows += _factors_in_rows(signals, products)
+        else:
+            alike = x.shape[1]
+            factors += _factors(sums[0], sums[2])
         by_part = np.add.reduceat(sums, _parts_of(together), axis=1)
         totals += by_part.sum(axis=1)
         for signal, _, _, noise, least in by_part.T.tolist():
@@ -206,6 +232,11 @@ def compare(
     signal, power, product, noise, least = (float(total) for total in totals)
     _, worst_sqnr, worst_norm = worst or (0.0, math.inf, math.inf)
     both = math.sqrt(signal * power)
+    own = _difference(
+        _decibels(signal, max(0.0, least - damaged[2])),
+        _decibels(signal, max(0.0, noise - damaged[1])),
+    )
+    is_rounded = own < _AS_ROUNDED_DB
     return Comparison(
         sqnr_db=_decibels(signal, noise),
         norm_db=_decibels(signal, least),
@@ -213,6 +244,10 @@ def compare(
         worst_norm_db=worst_norm,
         gain=product / signal if signal else 1.0,
         correlation=product / both if both else 0.0,
+        groups=groups,
+        damaged_groups=int(damaged[0]) if is_rounded else 0,
+        gain_scatter=_scatter(factors, alike, _decibels(signal, least)),
+        gain_scatter_in_rows=_scatter(in_rows, alike, _decibels(signal, least)),
     )
 
 
@@ -300,6 +335,90 @@ def _products(x: Any, y: Any, n: Any) -> NDArray[np.float64]:
     return np.array([np.einsum("ij,ij->i", a, b) for a, b in pairs], dtype=np.float64)
 
 
+def _factors(signals: Any, products: Any) -> Factors:
+    """Return number, sum and sum of squares of the factors of weights that share a scale.
+
+    Weights that are next to nothing tell no factor.
+    """
+    counted = signals > signals.mean() * _NEGLIGIBLE
+    found = np.asarray(products[counted] / signals[counted], dtype=np.float64)
+    return np.array([found.size, found.sum(), np.square(found).sum()])
+
+
+def _factors_in_rows(signals: Values, products: Values) -> Factors:
+    """Return the same of the distances of factors from the mean of their row."""
+    counted = signals > signals.mean() * _NEGLIGIBLE
+    found = np.divide(products, signals, out=np.zeros_like(signals), where=counted)
+    numbers = np.count_nonzero(counted, axis=1)
+    means = found.sum(axis=1) / np.maximum(numbers, 1)
+    distances = np.where(counted, found - means[:, None], 0)
+    free = int(np.maximum(numbers - 1, 0).sum())
+    return np.array([free, 0.0, np.square(distances, dtype=np.float64).sum()])
+
+
+def _scatter(factors: Factors, alike: int, norm_db: float) -> float:
+    """Return the standard deviation of factors in terms of what noise makes of it.
+
+    Noise of relative size s leaves the factor of n weights s / sqrt(n) off; a scale that is stored
+    in 16 bits, a little more.
+    """
+    count, total, squares = factors.tolist()
+    if count < _FEWEST_FACTORS:
+        return 0.0
+    deviation = math.sqrt(max(0.0, squares / count - (total / count) ** 2))
+    expected: float = 10 ** (-norm_db / 20) / math.sqrt(alike) + _ROUNDED_SCALE
+    return deviation / expected
+
+
+_ROUNDED_SCALE = 2.0**-8
+"""Relative error of a scale that is rounded to BF16."""
+
+_FEWEST_FACTORS = 8
+"""Factors whose deviation says something."""
+
+
+def _damaged_groups(x: Values, y: Values, n: Values, signal: Values, group: int) -> Factors:
+    """Return how many groups of columns hold other values, their noise, and what rounding leaves.
+
+    Most of such a group is noise, where rounding leaves little of it; next to nothing may become
+    anything.
+    """
+    distance = x - y
+    noise = _sums_of_groups(distance, distance, group)
+    suspects = (noise > signal * _DAMAGED) & (signal > signal.mean() * _NEGLIGIBLE)
+    if not suspects.any():
+        return np.zeros(3)
+    rounding = x - n
+    least = _sums_of_groups(rounding, rounding, group)
+    damaged = suspects & (least < signal * _SOUND)
+    return np.array(
+        [np.count_nonzero(damaged), noise[damaged].sum(), least[damaged].sum()], dtype=np.float64
+    )
+
+
+_AS_ROUNDED_DB = 1.0
+"""Shortfall of all other groups up to which values are rounded to nearest, so that one group can
+be told to be damaged. GPTQ makes up for the error of one column in others, by 2 dB and more; now
+and then a small group takes it all and is none the worse."""
+
+_DAMAGED = 0.5
+_SOUND = 0.1
+"""Share of a group's squares that its noise has: 3 and 10 dB."""
+
+_NEGLIGIBLE = 0.01
+"""Share of the mean group's squares under which a group does not matter."""
+
+
+def _sums_of_groups(a: Values, b: Values, group: int) -> Values:
+    """Return the sum of products in each whole group of columns, [rows, groups]."""
+    rows, columns = a.shape
+    count = columns // group
+    shape = (rows, count, group)
+    first, second = (each[:, : count * group].reshape(shape) for each in (a, b))
+    sums: Values = np.einsum("rgc,rgc->rg", first, second)
+    return sums
+
+
 def _dot(a: Factors, b: Factors) -> float:
     """Return the sum of products, without BLAS and its threads."""
     return float(np.einsum("i,i->", a, b))
@@ -351,7 +470,7 @@ def diagnose(blocks: Iterable[Block], comparison: Comparison, scales: Iterable[f
     if comparison.correlation > _ALIKE and gain > 0:
         return _explain_gain(gain, scales)
     found = list(blocks)
-    if _correlation(found, _pairs_swapped) > _ALIKE:
+    if correlation(found, _pairs_swapped) > _ALIKE:
         return "the two values in each byte are swapped: the packing order is wrong"
     if abs(comparison.correlation) < _UNRELATED:
         return "values have nothing to do with the source's: another layer's, or another order"
@@ -385,7 +504,10 @@ def _is_near(gain: float, other: float) -> bool:
     return abs(gain - other) < _NEAR * other
 
 
-def _correlation(blocks: Iterable[Block], change: Callable[[Values], Values | None]) -> float:
+def correlation(
+    blocks: Iterable[Block], change: Callable[[Values], Values | None] = np.asarray
+) -> float:
+    """Return the correlation of what both sides hold, the candidate's changed."""
     sums = np.zeros(3)
     for block in blocks:
         y = change(block.candidate)

@@ -20,14 +20,18 @@ from conductor.probes.values import comparison, identity, scales, smoothing
 from conductor.probes.values.comparison import AS_IT_WAS, Block, Comparison, Expectation, Values
 from conductor.probes.values.smoothing import Couple, Factors, NormChange, Norms, couple_of
 from conductor.probes.values.tensor_files import StoredReader, TensorFiles
-from gates.criteria import GAIN_ERROR_PERCENT, SQNR_SHORTFALL_DB
+from gates.criteria import GAIN_ERROR_PERCENT, GAIN_SCATTER, SQNR_SHORTFALL_DB
 
 _WORTH_A_SECOND_LOOK = 0.5
 """Share of a limit from which what else could explain a distance is worth its time."""
 
-_CLEARLY_BETTER = 0.95
-"""Share of the squared distance that an explanation may leave; one that leaves more explains
-nothing, because a change of the last bit of one number fits either way."""
+_SURE = 18
+"""By how much an explanation must lower the squared distance, in mean squares of what is left.
+
+Of what changed values by d among noise s, as it was and as it should be are sum(d^2) apart, told
+from each other at half of that: three times what noise does to it where sum(d^2) is 36 s^2.
+A change of the last bit of one number explains less, and fits either way.
+"""
 
 _COLUMNS_FOR_GAINS = 512
 """Columns from which the factor of a row is told: rounding to 4 bits leaves it 0.5 % off."""
@@ -38,7 +42,8 @@ _WEIGHT_SHAPE = "weight_shape"
 _ROWS_IN_A_WORD = 32
 """Most rows that are packed together; a layout steps further only where blocks of scales are."""
 
-_NEAR = 0.02
+_RELATED = 0.5
+"""Correlation from which values are those of the same rows, smoothed or not; others have none."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -47,6 +52,7 @@ class Outcome:
 
     ``found`` are findings as (kind, name); ``votes`` tell for a changed norm whether this reader
     was rescaled in return; ``couple`` is set where the linear before or after may explain it.
+    ``in_halves`` tells of rows that the source interleaves whether they lie apart by halves.
     """
 
     name: str
@@ -60,6 +66,7 @@ class Outcome:
     couple: Couple | None = None
     altered: bool = False
     vector: Kept | None = None
+    in_halves: bool | None = None
     input_scales: list[tuple[str, bool]] = field(default_factory=list)
     expert_scales: list[scales.ExpertScale] = field(default_factory=list)
 
@@ -71,7 +78,24 @@ class CoupleOutcome:
     first: Comparison
     second: Comparison
     gains: Factors
+    columns: int
     votes: list[tuple[str, bool]]
+
+    @property
+    def is_rescaled(self) -> bool:
+        """Tell whether the factors are more than noise makes of rows that are as they were."""
+        return float(np.mean((self.gains - 1) ** 2)) > (2 * self._gain_noise) ** 2
+
+    @property
+    def gain_tolerance(self) -> float:
+        """How far a bias may be from the factor of its row: six sigma, and a rounding of BF16."""
+        return 6 * self._gain_noise + 2.0**-8
+
+    @property
+    def _gain_noise(self) -> float:
+        """Noise of relative size s leaves a least-squares factor of n numbers s / sqrt(n) off."""
+        noise: float = 10 ** (-self.first.sqnr_db / 20)
+        return noise / math.sqrt(self.columns)
 
 
 class Examiner:
@@ -154,6 +178,8 @@ class Examiner:
             outcome.found.append(("not_measured", f"{outcome.name} (rotated)"))
             return
         sample = list(self._blocks(pair, deep=False))
+        if pair.source.row_step > 1:
+            pair, sample = self._find_rows(pair, sample, outcome)
         self._note_weight_scales(pair, sample, outcome)
         hollow = self._hollow(pair, sample)
         if hollow:
@@ -165,6 +191,25 @@ class Examiner:
             self._examine_zero_scales(pair, holds_zero, outcome)
         self._compare(pair, sample, outcome)
 
+    def _find_rows(
+        self, pair: Pair, sample: list[Block], outcome: Outcome
+    ) -> tuple[Pair, list[Block]]:
+        """Return what a projection stored apart holds of rows that the source interleaves.
+
+        The rows of the projection, or a half of all rows as they lie: a loader that joins the
+        halves gets the source's order back.
+        """
+        if comparison.correlation(sample) > _RELATED:
+            outcome.in_halves = False
+            return pair, sample
+        first_row = pair.source.first_row * pair.source.shape[0]
+        half = replace(pair, source=replace(pair.source, first_row=first_row, row_step=1))
+        of_half = list(self._blocks(half, deep=False))
+        if comparison.correlation(of_half) <= _RELATED:
+            return pair, sample
+        outcome.in_halves, outcome.pair = True, half
+        return half, of_half
+
     def _compare(self, pair: Pair, sample: list[Block], outcome: Outcome) -> None:
         """Compare with the source, or with the source smoothed as the norm before it was."""
         stored = pair.candidate
@@ -175,14 +220,33 @@ class Examiner:
             rows = stored.shape[0] if couple is not None and couple.first else None
             expectation, explained = _choose(sample, change, rows)
         compared = self._measure(pair, sample, expectation)
+        if couple is not None and couple.first:
+            # Its rows may be smoothed by less than their noise, and what follows in return.
+            compared = replace(compared, gain_scatter=compared.gain_scatter_in_rows)
         suspicious = is_suspicious(compared)
         outcome.compared = compared
         if change is not None and not is_far(compared):
             outcome.votes.append((change.name, explained))
-        if suspicious:
+        if suspicious or (couple is not None and self._is_bias_altered(pair)):
             outcome.couple = couple
+        if suspicious:
             scales_alone = list(self._lone_scales(stored))
             outcome.remark = comparison.diagnose(sample, compared, scales_alone)
+
+    def _is_bias_altered(self, pair: Pair) -> bool:
+        """Tell whether the bias beside rows that may be rescaled has other values."""
+        names = zip(
+            *map(smoothing.biases_before, (pair.source.module, pair.candidate.module)),
+            strict=False,
+        )
+        for source_name, name in names:
+            was = self._source.weights.tensors.get(source_name)
+            is_now = self._candidate.weights.tensors.get(name)
+            if was and is_now and was.shape == is_now.shape:
+                return identity.comparable(was.dtype, is_now.dtype) and identity.differs(
+                    self._source, source_name, self._candidate, name, deep=True
+                )
+        return False
 
     def _change(self, pair: Pair) -> NormChange | None:
         stored = pair.candidate
@@ -229,7 +293,11 @@ class Examiner:
             if is_suspicious(own):
                 return None
             votes = [(change.name, explained)] if change is not None else []
-            return CoupleOutcome(first=own, second=compared, gains=gains, votes=votes)
+            columns = narrow[0].source.shape[1]
+            outcome = CoupleOutcome(
+                first=own, second=compared, gains=gains, columns=columns, votes=votes
+            )
+            return outcome if outcome.is_rescaled else None
         return None
 
     def examine_kept(self, kept: Kept) -> Outcome:
@@ -252,10 +320,19 @@ class Examiner:
             self._source, kept.source_name, self._candidate, kept.candidate_name, deep=self._deep
         )
         if len(is_now.shape) == 1 and outcome.altered:
-            outcome.vector = kept
+            self._explain_vector(kept, outcome)
         if len(is_now.shape) == 2 and was.shape == is_now.shape:
             self._explain_matrix(kept, was, is_now, outcome)
         return outcome
+
+    def _explain_vector(self, kept: Kept, outcome: Outcome) -> None:
+        """Tell a norm that was rounded once more from what only its readers may explain."""
+        names = (self._source, kept.source_name, self._candidate, kept.candidate_name)
+        if identity.is_rounded_again(*names):
+            outcome.altered = False
+            outcome.found.append(("rounded_again", kept.candidate_name))
+        else:
+            outcome.vector = kept
 
     def _explain_matrix(self, kept: Kept, was: Tensor, is_now: Tensor, outcome: Outcome) -> None:
         """Tell whether a matrix that is kept was smoothed, or should have been and was not."""
@@ -276,7 +353,48 @@ class Examiner:
             outcome.altered, outcome.couple = False, None
 
     def _blocks(self, pair: Pair, *, deep: bool) -> Iterator[Block]:
-        return self._read(pair, self._grid(pair, deep=deep))
+        grid = self._grid(pair, deep=deep)
+        return self._read(pair, grid if deep else [*grid, *self._extremes(pair, grid)])
+
+    def _extremes(
+        self, pair: Pair, grid: list[tuple[slice, slice]]
+    ) -> Iterator[tuple[slice, slice]]:
+        """Yield blocks at the largest and the smallest scale, which a sample may miss."""
+        stored = pair.candidate
+        rows, columns = stored.shape
+        seen = sum((r.stop - r.start) * (c.stop - c.start) for r, c in grid)
+        if seen >= rows * columns:
+            return
+        height, step = self._steps(pair)
+        width = max(1, comparison.BLOCK_ELEMENTS // height // step) * step
+        reader = StoredReader(self._candidate, stored)
+        for part in stored.layout.scales(stored.parts):
+            if rows == 1 or stored.parts[part].shape[:1] != (rows,):
+                continue
+            # Bytes of small floats are in the order of their values.
+            values = reader(part).reshape(rows, -1)
+            for place in {int(values.argmax()), int(values.argmin())}:
+                row, group = divmod(place, values.shape[1])
+                top = row // height * height
+                left = group * (columns // values.shape[1]) // step * step
+                yield (
+                    slice(top, min(top + height, rows)),
+                    slice(left, min(left + width, columns)),
+                )
+
+    def _steps(self, pair: Pair) -> tuple[int, int]:
+        """Return what rows and columns of a block must be multiples of."""
+        stored, source = pair.candidate, pair.source
+        group = stored.layout.group_size(stored.parts, stored.shape)
+        rows, columns = (
+            math.lcm(ours, theirs)
+            for ours, theirs in zip(stored.layout.step, source.layout.step, strict=True)
+        )
+        if not _has_blocks_of_scales(stored) and not _has_blocks_of_scales(source):
+            rows = min(rows, _ROWS_IN_A_WORD)
+        if group and group <= _LARGEST_GROUP:
+            columns = math.lcm(columns, group)
+        return rows, columns
 
     def _source_blocks(self, pair: Pair) -> Iterator[Block]:
         """Yield all blocks of the source, as if the candidate were the same."""
@@ -296,20 +414,11 @@ class Examiner:
 
     def _grid(self, pair: Pair, *, deep: bool) -> list[tuple[slice, slice]]:
         stored, source = pair.candidate, pair.source
-        group = stored.layout.group_size(stored.parts, stored.shape)
-        rows, columns = (
-            math.lcm(ours, theirs)
-            for ours, theirs in zip(stored.layout.step, source.layout.step, strict=True)
-        )
-        if not _has_blocks_of_scales(stored) and not _has_blocks_of_scales(source):
-            rows = min(rows, _ROWS_IN_A_WORD)
-        if group and group <= _LARGEST_GROUP:
-            columns = math.lcm(columns, group)
         return comparison.block_grid(
             stored.shape,
-            (rows, columns),
+            self._steps(pair),
             by_columns=_lies_by_columns(stored) or _lies_by_columns(source),
-            whole_rows=group is None,
+            whole_rows=stored.layout.group_size(stored.parts, stored.shape) is None,
             deep=deep,
         )
 
@@ -444,6 +553,7 @@ def is_far(compared: Comparison, share: float = 1.0) -> bool:
     return (
         compared.shortfall_db > SQNR_SHORTFALL_DB * share
         or compared.gain_error_percent > GAIN_ERROR_PERCENT * share
+        or compared.gain_scatter > GAIN_SCATTER * share
     )
 
 
@@ -466,15 +576,14 @@ def _choose(blocks: list[Block], change: NormChange, rows: int | None) -> tuple[
         errors = comparison.column_errors(blocks, expectation, concerned.size)
         return float(errors[concerned].sum())
 
-    best = AS_IT_WAS
     concerned = change.factors[0] != 1
-    least = error(AS_IT_WAS) * _CLEARLY_BETTER
-    for factors in change.factors:
-        expectation = Expectation(of_columns=factors)
-        left = error(expectation)
-        if left < least:
-            best, least = expectation, left
-    return best, best is not AS_IT_WAS
+    count = sum(len(b.candidate) * np.count_nonzero(concerned[b.columns]) for b in blocks)
+    explanations = [Expectation(of_columns=factors) for factors in change.factors]
+    left = [error(each) for each in explanations]
+    least = min(left)
+    if count and least * (1 + _SURE / count) < error(AS_IT_WAS):
+        return explanations[left.index(least)], True
+    return AS_IT_WAS, False
 
 
 def _as_pair(kept: Kept, was: Tensor, is_now: Tensor) -> Pair | None:

@@ -23,16 +23,19 @@ from conductor.probes.modules import kind_of
 from conductor.probes.pairs import Kept, Pair, Stored
 from conductor.probes.safetensors_header import Weights
 from conductor.probes.values.comparison import Comparison
-from conductor.probes.values.examination import CoupleOutcome, Examiner, Outcome, flaws
+from conductor.probes.values.examination import (
+    CoupleOutcome,
+    Examiner,
+    Outcome,
+    flaws,
+    is_far,
+)
 from conductor.probes.values.scales import ExpertScales, count_tensor
-from conductor.probes.values.smoothing import Factors
-from conductor.probes.values.tensor_files import TensorFiles, seen_as
+from conductor.probes.values.tensor_files import TensorFiles
 
 MOST_THREADS = 8
 _AHEAD = 4
 """Tensors that are examined ahead of the one whose turn it is, for each thread."""
-
-_BIAS_TOLERANCE = 0.02
 
 Progress = Callable[[int, int], None]
 _Result = TypeVar("_Result")
@@ -133,11 +136,13 @@ class _Collected:
         self._experts = ExpertScales()
         self._neutral: list[tuple[str, str]] = []
         self._calibrated = 0
+        self._halves: list[tuple[str, str]] = []
+        self._interleaved = 0
         self._unexplained: list[Outcome] = []
         self._vectors: list[Outcome] = []
         self._rescaled: set[str] = set()
         self._not_rescaled: dict[str, str] = {}
-        self._gains: dict[str, Factors] = {}
+        self._couples: dict[str, CoupleOutcome] = {}
         self._ratios: dict[str, tuple[array[float], array[float]]] = defaultdict(
             lambda: (array("d"), array("d"))
         )
@@ -152,6 +157,9 @@ class _Collected:
             if is_neutral:
                 self._neutral.append((name, outcome.group))
             self._calibrated += not is_neutral
+        if outcome.in_halves:
+            self._halves.append((outcome.name, outcome.group))
+        self._interleaved += outcome.in_halves is False
         self._vote(outcome)
         if outcome.vector is not None:
             self._vectors.append(outcome)
@@ -193,7 +201,7 @@ class _Collected:
         first.votes = answer.votes
         self._vote(first)
         self._say("smoothed", first.name, first.group)
-        self._gains[first.name.removesuffix(".weight")] = answer.gains
+        self._couples[first.name.removesuffix(".weight")] = answer
 
     def conclude(self, source: TensorFiles, candidate: TensorFiles) -> None:
         """Judge what only all tensors together tell."""
@@ -201,6 +209,12 @@ class _Collected:
         kind = "neutral_input_scale" if self._calibrated else "all_input_scales_neutral"
         for name, group in self._neutral:
             self._say(kind, name, group)
+        for name, group in self._halves:
+            if self._interleaved:
+                remark = f"{name} (a half of the source's rows, where others hold every second)"
+                self._say("not_decodable", remark, group)
+            else:
+                self._say("in_halves", name, group)
         for outcome in self._vectors:
             name = outcome.name
             norm = name.removesuffix(".bias") + ".weight" if name.endswith(".bias") else name
@@ -241,6 +255,9 @@ class _Collected:
         ratios, norms = self._ratios[outcome.group]
         ratios.append(compared.sqnr_db)
         norms.append(compared.norm_db)
+        if compared.damaged_groups and not is_far(compared):
+            count = f"{compared.damaged_groups} of {compared.groups} groups looked at"
+            self._say("damaged_group", f"{outcome.name} ({count})", outcome.group)
         remark = f"; {outcome.remark}" if outcome.remark else ""
         detail = _in_decibels(compared)
         self._measurements.add(
@@ -259,33 +276,31 @@ class _Collected:
                 compared.gain_error_percent,
                 detail,
             )
+            detail = f"{compared.gain_scatter:.0f} times as far apart as rounding leaves them"
+            self._measurements.add(
+                "gain_scatter", outcome.group, outcome.name, compared.gain_scatter, detail
+            )
 
     def _is_rescaled_bias(
         self, outcome: Outcome, source: TensorFiles, candidate: TensorFiles
     ) -> bool:
         """Tell whether a bias was rescaled like the rows that it is added to."""
-        gains = self._gains.get(outcome.name.removesuffix(".bias"))
-        if gains is None or outcome.vector is None:
+        couple = self._couples.get(outcome.name.removesuffix(".bias"))
+        if couple is None or outcome.vector is None:
             return False
-        theirs, ours = (
-            _vector(source, outcome.vector.source_name),
-            _vector(candidate, outcome.vector.candidate_name),
-        )
-        if theirs.shape != gains.shape or ours.shape != gains.shape:
+        was = source.elements(outcome.vector.source_name)
+        is_now = candidate.elements(outcome.vector.candidate_name)
+        if was.shape != couple.gains.shape or is_now.shape != couple.gains.shape:
             return False
-        distance = np.abs(theirs * gains - ours)
-        return bool((distance <= _BIAS_TOLERANCE * np.abs(theirs * gains)).all())
+        expected = was * couple.gains
+        distance = np.abs(expected - is_now)
+        return bool((distance <= couple.gain_tolerance * np.abs(expected)).all())
 
     def _say(self, kind: str, name: str, group: str) -> None:
         """Note a finding once, also where several linears share the tensor."""
         if (kind, name) not in self._said:
             self._said.add((kind, name))
             self._findings.add(kind, name, group)
-
-
-def _vector(files: TensorFiles, name: str) -> Factors:
-    tensor = files.weights.tensors[name]
-    return seen_as(tensor.dtype, files.read(name, 0, tensor.size_bytes)).astype(np.float64)
 
 
 def _in_decibels(compared: Comparison) -> str:

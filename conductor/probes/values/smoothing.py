@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from conductor.probes.values.identity import comparable, differs
-from conductor.probes.values.tensor_files import TensorFiles, seen_as
+from conductor.probes.values.identity import comparable, differs, is_rounded_again
+from conductor.probes.values.tensor_files import TensorFiles
 
 if TYPE_CHECKING:
     from conductor.probes.pairs import Stored
@@ -31,10 +31,11 @@ _AFTER_LAYER = re.compile(r"^(.*?\b(?:layers?|h|blocks?)\.\d+)\.(.+)$")
 _READS = (
     (r"attn\.q_b_proj$", ("self_attn.q_a_layernorm",)),
     (r"attn\.kv_b_proj$", ("self_attn.kv_a_layernorm",)),
+    (r"^encoder_attn\.", ()),
     (
         r"(attn|attention|mixer)\.(q_proj|k_proj|v_proj|qkv_proj|gate_proj|q_a_proj"
         r"|kv_a_proj_with_mqa|query_key_value|W_pack|c_attn|wq|wk|wv|wqkv|in_proj\w*)$",
-        ("input_layernorm", "attention_norm", "ln_1"),
+        ("input_layernorm", "attention_norm", "ln_1", "self_attn_layer_norm"),
     ),
     (
         r"(mlp|feed_forward|block_sparse_moe|ffn|moe)\.([\w.]+\.)?(gate_proj|up_proj|gate_up_proj"
@@ -48,6 +49,7 @@ _READS = (
             "input_layernorm",
         ),
     ),
+    (r"^fc1$", ("final_layer_norm",)),
 )
 """Which norm of its layer a linear reads, by name: the first that is there."""
 
@@ -118,12 +120,11 @@ class Norms:
             return None
         if not differs(self._source, source_name, self._candidate, name, deep=True):
             return None
+        if is_rounded_again(self._source, source_name, self._candidate, name):
+            return None
         theirs, ours = (
-            seen_as(tensor.dtype, files.read(each, 0, tensor.size_bytes)).astype(np.float64)
-            for files, each, tensor in (
-                (self._source, source_name, was),
-                (self._candidate, name, is_now),
-            )
+            files.elements(each).astype(np.float64)
+            for files, each in ((self._source, source_name), (self._candidate, name))
         )
         return NormChange(
             name=name, factors=(_ratio(theirs, ours), _ratio(1.0 + theirs, 1.0 + ours))
@@ -151,6 +152,15 @@ def couple_of(module: str, expert: int | None) -> Couple | None:
     if leaf in _FOLLOWED_BY:
         return Couple((f"{parent}.{_FOLLOWED_BY[leaf]}", expert), first=True)
     return Couple((module, expert), first=False) if leaf in _FOLLOWERS else None
+
+
+def biases_before(module: str) -> Iterator[str]:
+    """Yield what the bias of the first linear of a couple may be called, given either."""
+    parent, _, leaf = module.rpartition(".")
+    last = _FOLLOWED_BY.get(leaf, leaf)
+    for first, follower in _FOLLOWED_BY.items():
+        if follower == last:
+            yield f"{parent}.{first}.bias"
 
 
 def column_factors(gains: Factors, first: Stored, second: Stored) -> Iterator[Factors]:

@@ -99,6 +99,11 @@ class TensorFiles:
             self._fill(chunk, name, place)
             yield chunk
 
+    def elements(self, name: str) -> Elements:
+        """Return a whole tensor, as ``seen_as`` does."""
+        tensor = self.weights.tensors[name]
+        return seen_as(tensor.dtype, self.read(name, 0, tensor.size_bytes))
+
     def _fill(self, buffer: Bytes, name: str, begin: int) -> None:
         shard = self.weights.shard_of[name]
         position = self.weights.data_start[shard] + self.weights.tensors[name].offsets[0] + begin
