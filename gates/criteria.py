@@ -64,6 +64,10 @@ GAIN_SCATTER = 4.0
 deviation that rounding leaves. Clean exports of all formats stay under 2, GPTQ included; scales
 of another layer, or rolled by one row, come to 10 and more."""
 
+INPUT_SCALES = (1e-10, 1e10)
+"""Range of input scales, and of their inverses, that activations lead to: largest magnitudes from
+1e-6 to 1e6, divided by at most 6 x 448 (NVFP4)."""
+
 EXPERT_SCALE_OCTAVES = 8.0
 """Distance of an expert's scale from the median of its layer's experts, in powers of two.
 Calibrated input scales of one layer spread over one or two orders of magnitude; an expert that no

@@ -189,6 +189,11 @@ _KINDS = (
             "layer(s) quantized outside the decoder layers, of which the recipe says nothing",
             "",
         ),
+        (
+            "quantized_in_source",
+            "layer(s) quantized alike in the source: held against no unquantized weights",
+            "",
+        ),
         ("finer_group_size", "layer(s) in finer groups than the recipe means", ""),
         (
             "declared_by_class",
@@ -216,6 +221,11 @@ _KINDS = (
             "not_decodable",
             "layer(s) whose tensors contradict each other, so that no values can be told",
             _EXPORT,
+        ),
+        (
+            "implausible_scale",
+            "input scale(s) that no activations lead to",
+            "calibrate again",
         ),
         (
             "neutral_input_scale",

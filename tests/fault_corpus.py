@@ -1388,6 +1388,13 @@ NUMBERS = _faults(
         ),
     ),
     (
+        "an input scale is beyond all activations",
+        "llama-modelopt-fp8",
+        "implausible_scale",
+        f"{Q0}.input_scale",
+        times(f"{Q0}.input_scale", 1e30),
+    ),
+    (
         "the scales of gate_proj and up_proj are swapped",
         "llama-compressed-w4a16",
         "gain_scatter",

@@ -320,6 +320,7 @@ CLEAN = {
         2,
         source_precision="fp8",
         source_quantization=BLOCK_FP8,
+        notes=frozenset({"quantized_in_source"}),
     ),
     "gpt-oss-to-fused-nvfp4": Case(
         gpt_oss(quantized=True),
@@ -354,6 +355,7 @@ CLEAN = {
         source_precision="mxfp4",
         source_quantization=MXFP4,
         config=GPT_OSS,
+        notes=frozenset({"quantized_in_source"}),
     ),
     "gpt-oss-made-from-bf16": Case(
         gpt_oss(quantized=False),

@@ -255,6 +255,8 @@ class _Reading:
             count, kind, remark = self._kept(match, layout, scheme, meant=meant)
         else:
             count, kind, remark = self._quantized(match, layout, parts, scheme, meant=meant)
+            if is_kept and kind is None:
+                kind, remark = "quantized_in_source", f"is {layout.precision} there as well"
         is_good = count not in (LEFT_ALONE, UNEXPECTED, MISMATCH)
         return Outcome(
             count=count,

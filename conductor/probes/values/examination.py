@@ -20,7 +20,12 @@ from conductor.probes.values import comparison, identity, scales, smoothing
 from conductor.probes.values.comparison import AS_IT_WAS, Block, Comparison, Expectation, Values
 from conductor.probes.values.smoothing import Couple, Factors, NormChange, Norms, couple_of
 from conductor.probes.values.tensor_files import StoredReader, TensorFiles
-from gates.criteria import GAIN_ERROR_PERCENT, GAIN_SCATTER, SQNR_SHORTFALL_DB
+from gates.criteria import (
+    GAIN_ERROR_PERCENT,
+    GAIN_SCATTER,
+    INPUT_SCALES,
+    SQNR_SHORTFALL_DB,
+)
 
 _WORTH_A_SECOND_LOOK = 0.5
 """Share of a limit from which what else could explain a distance is worth its time."""
@@ -151,6 +156,8 @@ class Examiner:
             name = named(stored, part)
             outcome.found += flaws(name, counts)
             values = reader(part)
+            if not _is_plausible(values):
+                outcome.found.append(("implausible_scale", f"{name} ({values.reshape(-1)[0]:g})"))
             outcome.input_scales.append((name, bool(values.size and (values == 1.0).all())))
             self._note_expert_scale(stored, part, None, outcome)
 
@@ -525,6 +532,13 @@ def named(stored: Stored, part: str | None = None) -> str:
     """Return the name of a matrix, or of a tensor of it; with the expert if it is one of many."""
     name = stored.module if part is None else stored.tensors[part]
     return name if stored.expert is None else f"{name} (expert {stored.expert})"
+
+
+def _is_plausible(values: np.ndarray) -> bool:
+    """Tell whether activations may lead to these input scales; 0 and NaN are judged elsewhere."""
+    sound = np.isfinite(values) & (values != 0)
+    sizes = np.abs(values[sound].astype(np.float64))
+    return bool(((sizes > INPUT_SCALES[0]) & (sizes < INPUT_SCALES[1])).all())
 
 
 def flaws(name: str, counts: scales.ScaleCounts) -> Iterator[tuple[str, str]]:
