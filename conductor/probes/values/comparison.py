@@ -26,7 +26,7 @@ Values = NDArray[np.float32]
 Factors = NDArray[np.float64]
 
 BLOCK_ELEMENTS = 8192
-BLOCKS_SAMPLED = 4
+BLOCKS_SAMPLED = 3
 _NARROW = 128
 _STACKED_ELEMENTS = 1 << 17
 
