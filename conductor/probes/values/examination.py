@@ -374,6 +374,11 @@ class Examiner:
             return
         height, step = self._steps(pair)
         width = max(1, comparison.BLOCK_ELEMENTS // height // step) * step
+        if stored.layout.group_size(stored.parts, stored.shape) is None:
+            # The largest number of a whole row decides its one scale.
+            width = columns
+            if height * width > comparison.BLOCKS_SAMPLED * comparison.BLOCK_ELEMENTS:
+                return
         reader = StoredReader(self._candidate, stored)
         for part in stored.layout.scales(stored.parts):
             tensor = stored.parts[part]
