@@ -28,7 +28,7 @@ from conductor.probes.matching import match_modules
 from conductor.probes.metadata import metadata_diffs
 from conductor.probes.modules import Names
 from conductor.probes.pairs import Counterparts, unreadable
-from conductor.probes.reading import ProbeError, read_object, without_collector
+from conductor.probes.reading import COPY_AGAIN, ProbeError, read_object, without_collector
 from conductor.probes.safetensors_header import (
     Weights,
     pickled_files,
@@ -42,7 +42,6 @@ from gates.criteria import Recipe
 __all__ = ["ProbeError", "probe_checkpoint", "probe_headers"]
 
 CONFIG = "config.json"
-_COPY_AGAIN = "copy or export the checkpoint again"
 
 HEADER_CHECKS = ("integrity", "completeness", "intent")
 
@@ -141,11 +140,11 @@ class _Examination:
 def _examine(checkpoint: Path, source: Path, recipe: Recipe) -> _Examination:
     findings = Findings()
     source_weights = read_whole(source)
-    source_config = read_object(source / CONFIG, _COPY_AGAIN)
+    source_config = read_object(source / CONFIG, COPY_AGAIN)
     weights = _read_weights(checkpoint, findings)
     if checkpoint.samefile(source):
         raise ProbeError(checkpoint, "is the source itself", "give the quantized checkpoint")
-    config = _usable(lambda: read_object(checkpoint / CONFIG, _COPY_AGAIN), findings) or {}
+    config = _usable(lambda: read_object(checkpoint / CONFIG, COPY_AGAIN), findings) or {}
     _note_pickled(checkpoint, source, findings)
     source_format = find_format(source, source_config, source_weights.tensors)
     stated_format = _usable(lambda: find_format(checkpoint, config, weights.tensors), findings)

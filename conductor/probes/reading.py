@@ -15,6 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+COPY_AGAIN = "copy or export the checkpoint again"
+"""Remedy for a checkpoint whose files cannot be used."""
+
 LARGEST_JSON_BYTES = 64 << 20
 """Largest configuration or results file read whole; parsed, it takes up to ten times as much."""
 

@@ -24,7 +24,7 @@ import msgspec
 from msgspec import Raw
 
 from conductor.probes.findings import Findings
-from conductor.probes.reading import ProbeError, open_regular, read_bytes
+from conductor.probes.reading import COPY_AGAIN, ProbeError, open_regular, read_bytes
 from gates.findings import KINDS
 
 LARGEST_HEADER_BYTES = 100_000_000
@@ -69,7 +69,6 @@ _SUFFIX = ".safetensors"
 _METADATA = "__metadata__"
 _METADATA_FIRST = b'{"__metadata__":'
 _PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_COPY_AGAIN = "copy or export the checkpoint again"
 _LONGEST_NAME = 200
 
 _QUOTES_OF_ENTRY = 10
@@ -168,7 +167,7 @@ def read_weights(directory: Path, findings: Findings) -> Weights:
         index = None
     weights = _read_indexed(reader, *index) if index else _read_unindexed(reader)
     if reader.all_readable and not weights.size_bytes and not weights.broken:
-        raise ProbeError(directory, "holds no weights", _COPY_AGAIN)
+        raise ProbeError(directory, "holds no weights", COPY_AGAIN)
     return weights
 
 
@@ -270,7 +269,7 @@ class _Reader:
             header = _read_header(path)
             self._tensor_count += header.tensor_count
             if self._tensor_count > MOST_TENSORS:
-                raise ProbeError(path, f"goes beyond {MOST_TENSORS} tensors", _COPY_AGAIN)
+                raise ProbeError(path, f"goes beyond {MOST_TENSORS} tensors", COPY_AGAIN)
         except ProbeError as error:
             self.findings.add("unusable_header", f"{_shown(file)} ({error.problem})")
             self.all_readable = False
@@ -513,19 +512,19 @@ def _read_index(reader: _Reader) -> tuple[dict[str, str], int | float | None]:
         ProbeError: it cannot be read, or its weight map names no files beside it.
     """
     path, findings = reader.directory / INDEX_FILE, reader.findings
-    document = read_bytes(path, _COPY_AGAIN, largest=LARGEST_INDEX_BYTES)
+    document = read_bytes(path, COPY_AGAIN, largest=LARGEST_INDEX_BYTES)
     quotes = document.count(b'"')
     if quotes > _QUOTES_OF_MAPPING * MOST_TENSORS + 1000:
-        raise ProbeError(path, f"names more than {MOST_TENSORS} tensors", _COPY_AGAIN)
+        raise ProbeError(path, f"names more than {MOST_TENSORS} tensors", COPY_AGAIN)
     try:
         index = _decode_index(document, reader.present)
     except _NOT_JSON as error:
         problem = f"has no usable weight_map ({_reason(error)})"
-        raise ProbeError(path, problem, _COPY_AGAIN) from None
+        raise ProbeError(path, problem, COPY_AGAIN) from None
     shard_of, metadata = index.weight_map, bytes(index.metadata)
     if not shard_of or not all(map(_is_plain_name, set(shard_of.values()))):
         problem = "weight_map must map tensor names to names of files beside it"
-        raise ProbeError(path, problem, _COPY_AGAIN)
+        raise ProbeError(path, problem, COPY_AGAIN)
     quotes -= metadata.count(b'"') + _QUOTES_OF_KEYS
     if quotes > _QUOTES_OF_MAPPING * len(shard_of):
         members = _all_members(_RAW_INDEX.decode(document).weight_map)
@@ -563,22 +562,22 @@ def _read_header(path: Path) -> _Header:
         ProbeError: the file cannot be read or is shorter than its header, or the header is no
             JSON object, or larger than any that loaders take.
     """
-    with open_regular(path, _COPY_AGAIN) as stream:
+    with open_regular(path, COPY_AGAIN) as stream:
         try:
             file_bytes = os.fstat(stream.fileno()).st_size
             prefix = stream.read(8)
             header_bytes = int.from_bytes(prefix, "little")
             if len(prefix) < 8 or header_bytes > min(file_bytes - 8, LARGEST_HEADER_BYTES):
                 claim = f"{file_bytes} bytes, header of {header_bytes}"
-                raise ProbeError(path, f"is no whole safetensors file: {claim}", _COPY_AGAIN)
+                raise ProbeError(path, f"is no whole safetensors file: {claim}", COPY_AGAIN)
             header = stream.read(header_bytes)
         except OSError as error:
-            raise ProbeError(path, f"cannot be read ({error.strerror})", _COPY_AGAIN) from None
+            raise ProbeError(path, f"cannot be read ({error.strerror})", COPY_AGAIN) from None
     try:
         return _parse_header(header, file_bytes - 8 - header_bytes)
     except _NOT_JSON as error:
         problem = f"the header is no usable JSON ({_reason(error)})"
-        raise ProbeError(path, problem, _COPY_AGAIN) from None
+        raise ProbeError(path, problem, COPY_AGAIN) from None
 
 
 def _parse_header(header: bytes, data_bytes: int) -> _Header:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from conductor.probes.formats import MODELOPT_FILE, compressed_tensors, modelopt
-from conductor.probes.reading import ProbeError, read_object
+from conductor.probes.reading import COPY_AGAIN, ProbeError, read_object
 from conductor.probes.safetensors_header import read_whole
 from gates.evidence import Bucket
 
@@ -19,7 +19,6 @@ __all__ = ["ProbeError", "check_weights", "quantized_format"]
 
 UNKNOWN = "unknown"
 
-_COPY_AGAIN = "copy or export the checkpoint again"
 
 _BUCKET_OF_METHOD: Mapping[str, Bucket] = {
     "fp8": Bucket.FP8,
@@ -75,14 +74,14 @@ def _require_directory(directory: Path) -> None:
 def _declared(directory: Path) -> Mapping[str, Any] | None:
     """Return ``quantization_config``, which models with several parts keep with their text part."""
     path = directory / "config.json"
-    config = read_object(path, _COPY_AGAIN)
+    config = read_object(path, COPY_AGAIN)
     text_config = config.get("text_config")
     for part in (config, text_config if isinstance(text_config, dict) else {}):
         declared = part.get("quantization_config")
         if declared is None:
             continue
         if not isinstance(declared, dict):
-            raise ProbeError(path, "quantization_config must be an object", _COPY_AGAIN)
+            raise ProbeError(path, "quantization_config must be an object", COPY_AGAIN)
         return declared
     return None
 
@@ -90,7 +89,7 @@ def _declared(directory: Path) -> Mapping[str, Any] | None:
 def _from_modelopt_file(path: Path) -> tuple[str, str] | None:
     if not path.exists():
         return None
-    quantization = read_object(path, _COPY_AGAIN).get("quantization")
+    quantization = read_object(path, COPY_AGAIN).get("quantization")
     stated = quantization if isinstance(quantization, dict) else {}
     return modelopt.METHOD, _bucket(modelopt.precisions(stated))
 

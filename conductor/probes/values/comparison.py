@@ -232,6 +232,7 @@ def compare(
     signal, power, product, noise, least = (float(total) for total in totals)
     _, worst_sqnr, worst_norm = worst or (0.0, math.inf, math.inf)
     both = math.sqrt(signal * power)
+    norm_db = _decibels(signal, least)
     own = _difference(
         _decibels(signal, max(0.0, least - damaged[2])),
         _decibels(signal, max(0.0, noise - damaged[1])),
@@ -239,15 +240,15 @@ def compare(
     is_rounded = own < _AS_ROUNDED_DB
     return Comparison(
         sqnr_db=_decibels(signal, noise),
-        norm_db=_decibels(signal, least),
+        norm_db=norm_db,
         worst_sqnr_db=worst_sqnr,
         worst_norm_db=worst_norm,
         gain=product / signal if signal else 1.0,
         correlation=product / both if both else 0.0,
         groups=groups,
         damaged_groups=int(damaged[0]) if is_rounded else 0,
-        gain_scatter=_scatter(factors, alike, _decibels(signal, least)),
-        gain_scatter_in_rows=_scatter(in_rows, alike, _decibels(signal, least)),
+        gain_scatter=_scatter(factors, alike, norm_db),
+        gain_scatter_in_rows=_scatter(in_rows, alike, norm_db),
     )
 
 
@@ -335,19 +336,25 @@ def _products(x: Any, y: Any, n: Any) -> NDArray[np.float64]:
     return np.array([np.einsum("ij,ij->i", a, b) for a, b in pairs], dtype=np.float64)
 
 
+def _matter(signals: Any) -> NDArray[np.bool_]:
+    """Tell which groups or rows hold more than next to nothing."""
+    matter: NDArray[np.bool_] = signals > signals.mean() * _NEGLIGIBLE
+    return matter
+
+
 def _factors(signals: Any, products: Any) -> Factors:
     """Return number, sum and sum of squares of the factors of weights that share a scale.
 
     Weights that are next to nothing tell no factor.
     """
-    counted = signals > signals.mean() * _NEGLIGIBLE
+    counted = _matter(signals)
     found = np.asarray(products[counted] / signals[counted], dtype=np.float64)
     return np.array([found.size, found.sum(), np.square(found).sum()])
 
 
 def _factors_in_rows(signals: Values, products: Values) -> Factors:
     """Return the same of the distances of factors from the mean of their row."""
-    counted = signals > signals.mean() * _NEGLIGIBLE
+    counted = _matter(signals)
     found = np.divide(products, signals, out=np.zeros_like(signals), where=counted)
     numbers = np.count_nonzero(counted, axis=1)
     means = found.sum(axis=1) / np.maximum(numbers, 1)
@@ -385,7 +392,7 @@ def _damaged_groups(x: Values, y: Values, n: Values, signal: Values, group: int)
     """
     distance = x - y
     noise = _sums_of_groups(distance, distance, group)
-    suspects = (noise > signal * _DAMAGED) & (signal > signal.mean() * _NEGLIGIBLE)
+    suspects = (noise > signal * _DAMAGED) & _matter(signal)
     if not suspects.any():
         return np.zeros(3)
     rounding = x - n
