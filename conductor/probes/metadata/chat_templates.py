@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from conductor.probes import guarded
-from conductor.probes.metadata.differences import REMEDY, mapping, read_document
-from conductor.probes.reading import read_text
+from conductor.probes.metadata.differences import mapping, read_document
+from conductor.probes.reading import COPY_AGAIN, read_text
 
 TASK = Path(__file__).with_name("rendering.py")
 TIMEOUT_S = 20.0
@@ -39,10 +39,10 @@ def read_templates(directory: Path, tokenizer_config: Mapping[str, Any]) -> list
     places = []
     single = directory / "chat_template.jinja"
     if single.exists():
-        places.append(Place(DEFAULT, single.name, read_text(single, REMEDY)))
+        places.append(Place(DEFAULT, single.name, read_text(single, COPY_AGAIN)))
     for path in sorted((directory / "additional_chat_templates").glob("*.jinja")):
         file = f"{path.parent.name}/{path.name}"
-        places.append(Place(path.stem, file, read_text(path, REMEDY)))
+        places.append(Place(path.stem, file, read_text(path, COPY_AGAIN)))
     processor = directory / "chat_template.json"
     if processor.exists():
         stated = read_document(processor).get("chat_template")

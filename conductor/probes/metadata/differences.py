@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from conductor.probes.reading import ProbeError, open_regular, parse_object, read_bytes
+from conductor.probes.reading import COPY_AGAIN, ProbeError, open_regular, parse_object, read_bytes
 
 MISSING: Any = object()
 """A field that is not stated; ``null`` is a value."""
 
-REMEDY = "copy or export the checkpoint again"
 
 LARGEST_BYTES = 16 << 20
 """Largest JSON document parsed here: the largest configurations of tokenizers have 2 MB, and an
@@ -63,7 +62,7 @@ def read_document(path: Path) -> dict[str, Any]:
     Raises:
         ProbeError: it cannot be read, is larger than any such file, or holds something else.
     """
-    return parse_object(read_bytes(path, REMEDY, largest=LARGEST_BYTES), path, REMEDY)
+    return parse_object(read_bytes(path, COPY_AGAIN, largest=LARGEST_BYTES), path, COPY_AGAIN)
 
 
 def same_bytes(before: Path, after: Path) -> bool:
@@ -72,7 +71,7 @@ def same_bytes(before: Path, after: Path) -> bool:
     Raises:
         ProbeError: one of them cannot be read.
     """
-    with open_regular(before, REMEDY) as one, open_regular(after, REMEDY) as other:
+    with open_regular(before, COPY_AGAIN) as one, open_regular(after, COPY_AGAIN) as other:
         while True:
             chunk, copy = _read_chunk(one, before), _read_chunk(other, after)
             if chunk != copy:
@@ -85,4 +84,4 @@ def _read_chunk(stream: BinaryIO, path: Path) -> bytes:
     try:
         return stream.read(_CHUNK_BYTES)
     except OSError as error:
-        raise ProbeError(path, f"cannot be read ({error.strerror})", REMEDY) from None
+        raise ProbeError(path, f"cannot be read ({error.strerror})", COPY_AGAIN) from None

@@ -14,13 +14,12 @@ from typing import Any
 from conductor.probes import guarded
 from conductor.probes.metadata.differences import (
     LARGEST_BYTES,
-    REMEDY,
     differs,
     mapping,
     read_document,
     same_bytes,
 )
-from conductor.probes.reading import ProbeError, read_bytes
+from conductor.probes.reading import COPY_AGAIN, ProbeError, read_bytes
 
 TASK = Path(__file__).with_name("encoding.py")
 
@@ -102,7 +101,7 @@ def _file_diffs(name: str, before: Path, after: Path) -> Iterator[str]:
     try:
         if same_bytes(before, after):
             return
-        content = b"" if name == FAST else read_bytes(after, REMEDY, largest=_LARGEST_BYTES)
+        content = b"" if name == FAST else read_bytes(after, COPY_AGAIN, largest=_LARGEST_BYTES)
     except ProbeError as error:
         if error.path == before:
             raise
@@ -112,7 +111,7 @@ def _file_diffs(name: str, before: Path, after: Path) -> Iterator[str]:
         yield from _fast_diffs(before, after)
         return
     meaning = _MEANINGS.get(name)
-    original = read_bytes(before, REMEDY, largest=_LARGEST_BYTES)
+    original = read_bytes(before, COPY_AGAIN, largest=_LARGEST_BYTES)
     if meaning is None or meaning(original) != meaning(content):
         sizes = (f"{len(content):,} bytes" for content in (original, content))
         yield differs(f"{name} (the contents differ)", *sizes)
