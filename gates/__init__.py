@@ -19,6 +19,8 @@ from gates.decide import (
 )
 from gates.evidence import EvidenceError
 from gates.external import evaluate_external
+from gates.lengths import evaluate_output_lengths
+from gates.noninferiority import evaluate_noninferiority
 from gates.ptq import evaluate_checkpoint
 from gates.run import evaluate_run
 from gates.verbosity import evaluate_verbosity
@@ -44,6 +46,8 @@ __all__ = [
     "evaluate_comparison",
     "evaluate_conditions",
     "evaluate_external",
+    "evaluate_noninferiority",
+    "evaluate_output_lengths",
     "evaluate_run",
     "evaluate_verbosity",
 ]

@@ -19,6 +19,42 @@ IMPLAUSIBLE_GAIN = 0.05
 """Gain, as a fraction of the scale, above which a quantized candidate is not believed: rounding
 weights loses information, so five points up means that the two sides were not measured alike."""
 
+CONFIDENCE = 0.95
+"""One-sided confidence of every interval that decides: a candidate exactly at the margin passes in
+at most 5 % of all cases."""
+
+ALPHA = 0.05
+"""Largest chance of each wrong answer that intervals allow: what the confidence leaves."""
+
+POWER = 0.8
+"""Chance of a decision that numbers of questions are worked out for: the usual one of trials."""
+
+ASSUMED_DISCORDANCE = 0.08
+"""Share of answers that are right on one side only, assumed where only scores are known: 8-bit
+candidates change 1 to 5 % of them, 4-bit ones up to 15 % (Dutta et al. 2024, "Accuracy is not all
+you need")."""
+
+RISKY_DROP_MARGINS = 3.0
+"""True drop, in margins, whose chance to pass the threshold rule is named beside its verdicts."""
+
+MOST_REPEATS = 64
+"""Most answers to one question that are proposed where a benchmark has no more questions."""
+
+REPLAYED_LOGLIKELIHOODS = 10
+"""Questions from which bit-identical log-likelihoods on both sides are the same answers twice:
+other weights change the last bits of every one."""
+
+REPLAYED_TEXTS = 30
+"""Questions from which identical long texts on both sides are the same answers twice."""
+
+REPLAYED_TEXT_CHARACTERS = 200
+"""Mean length from which a text counts as long: rounding weights changes a word within it often
+enough that thirty in a row do not stay as they were."""
+
+REPLAYED_SUITE = 100
+"""Questions of a whole suite from which identical answers throughout, short ones included, are the
+same answers twice."""
+
 UNIT_MIXUP_RATIOS = (50.0, 200.0)
 """Two scores, one at most 1 and one above it, whose ratio lies in this range around 100 are read
 as a fraction beside a percentage, even where a scale is declared."""
@@ -32,6 +68,10 @@ FRACTION_SUSPECTED_SCALE = 50.0
 VERBOSITY_THRESHOLD = 0.05
 """Largest change of the mean completion length, in either direction, as a fraction of the
 baseline's."""
+
+FEWEST_LENGTHS = 30
+"""Questions, or clusters of them, below which an interval of the mean length is not believed:
+lengths have no upper end, and a few that happen to agree show nothing of the rest."""
 
 SAMPLE_COUNT_TOLERANCE = 0.01
 """Relative difference within which two sample counts are the same run size: one lost request must
@@ -48,6 +88,57 @@ INHERENT_GROWTH_MAX = 1.10
 """Largest growth that is put down to the source's own precision. Worst known case: NVFP4 over
 MXFP4 keeps the 4-bit values and goes from an 8-bit scale per 32 to one per 16, (4 + 0.5) /
 (4 + 0.25) = 1.06; the rest is room for metadata."""
+
+UNSCORABLE_ANSWERS = 0.0
+"""Share of answers that may be null or have a log-probability that is no number: harnesses score
+them like wrong ones, so that a single one moves the score unseen."""
+
+EMPTY_ANSWERS = 0.05
+"""Share of answers that may be empty. Sound models stop at once now and then; a server whose
+template or stop words are wrong does so most of the time."""
+
+TRUNCATED_ANSWERS = 0.10
+"""Share of answers that the length limit may cut off. Reasoning benchmarks lose a few percent to
+it; beyond one in ten the score is that of the limit."""
+
+REFUSED_ANSWERS = 0.01
+"""Share of answers that a server's content filter may refuse: those are not the model's."""
+
+CUT_PROMPTS = 0.01
+"""Share of prompts that may be cut to fit the model's context: what is left asks another thing."""
+
+IDENTICAL_ANSWERS = 0.50
+"""Share of different prompts that may get one and the same answer, whatever the targets are: models
+that know little still change their answer with the question."""
+
+ANSWER_LIMITS: Mapping[str, float] = MappingProxyType(
+    {
+        "null": UNSCORABLE_ANSWERS,
+        "non_finite": UNSCORABLE_ANSWERS,
+        "empty": EMPTY_ANSWERS,
+        "truncated": TRUNCATED_ANSWERS,
+        "refused": REFUSED_ANSWERS,
+        "context_overflow": CUT_PROMPTS,
+        "identical": IDENTICAL_ANSWERS,
+    }
+)
+"""Limit of each rate that a run summary or ``gate_run --limits`` may replace, by its name."""
+
+IDENTICAL_ANSWERS_ABOVE_TARGETS = 0.25
+"""How much larger than that of the most common target the share of the most common answer may be:
+where most questions of a benchmark have one answer, most answers are the same."""
+
+FEWEST_ALIKE = 5
+"""Questions from which identical answers to different prompts, or of different draws, say
+anything: four short answers are the same by chance."""
+
+RECOMPUTED_SCORE_TOLERANCE = 1e-6
+"""Relative difference within which a reported score is that of its samples: sums in another order
+differ by less than 1e-9."""
+
+SERVER_ERROR_RATE = 0.01
+"""Largest share of requests that a server may fail (5xx) or turn away (429), as harnesses repeat
+those: beyond it, what was answered depends on when it was asked."""
 
 SQNR_SHORTFALL_DB = 6.0
 """Signal-to-quantization-noise ratio that a quantized tensor may fall short of what rounding the

@@ -119,9 +119,19 @@ TRIAGE: Mapping[FailureClass, Triage] = MappingProxyType(
             Action.STOP_ANOMALOUS,
             "Check that both sides were measured alike and that every scale is declared.",
         ),
+        FailureClass.ANSWERS_REPLAYED: _stop(
+            Action.STOP_ANOMALOUS,
+            "Empty the caches between harness and model, check that each side asked its own "
+            "checkpoint, and evaluate again.",
+        ),
         FailureClass.ACCURACY_REGRESSION: _stop(
             Action.STOP_REGRESSION,
             "Do not publish; try a recipe that leaves more of the model alone.",
+        ),
+        FailureClass.INSUFFICIENT_EVIDENCE: _stop(
+            Action.STOP_ANOMALOUS,
+            "Take a suite with as many more questions as the reason says, or settle on a wider "
+            "margin before any further score is seen; day0 plan shows beforehand what decides.",
         ),
         FailureClass.VERBOSITY_EXCEEDED: _stop(
             Action.STOP_REGRESSION,

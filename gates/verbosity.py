@@ -58,7 +58,7 @@ def evaluate_verbosity(
     """
     try:
         limit = evidence.fraction(threshold, "threshold")
-        dropped = _dropped(dropped_tasks)
+        dropped = dropped_of(dropped_tasks)
         collapsed = evidence.mapping(collapsed_keys or {}, "collapsed_keys")
         sides = _side(baseline, "baseline"), _side(candidate, "candidate")
     except EvidenceError as error:
@@ -96,7 +96,12 @@ def _run(row: object, path: str) -> _Run:
     )
 
 
-def _dropped(value: object) -> list[str]:
+def dropped_of(value: object) -> list[str]:
+    """Read the names of tasks that were left out; a set is one, too.
+
+    Raises:
+        EvidenceError: it is no list of texts.
+    """
     entries = sorted(value) if isinstance(value, (set, frozenset)) else value
     return sorted(
         evidence.text(task, f"dropped_tasks[{i}]")
@@ -175,11 +180,16 @@ def _compare(baseline: list[_Run], candidate: list[_Run], limit: float) -> _Comp
         row["truncated_comparison"] = (
             f"compared at n={used}; one side also has a run at n={largest}"
         )
-    if min(base_mean, cand_mean) < SHORT_OUTPUT_TOKENS:
-        row["short_output_warning"] = (
-            f"a mean is under {SHORT_OUTPUT_TOKENS} tokens, where a few tokens are a large share"
-        )
+    row |= short_output_warning(base_mean, cand_mean)
     return _Comparison(row=row, delta=delta, within=within)
+
+
+def short_output_warning(*means: float) -> dict[str, str]:
+    """Return what a task's row says of answers so short that a few tokens are a large share."""
+    if min(means) >= SHORT_OUTPUT_TOKENS:
+        return {}
+    warning = f"a mean is under {SHORT_OUTPUT_TOKENS} tokens, where a few tokens are a large share"
+    return {"short_output_warning": warning}
 
 
 def _mean_tokens(runs: list[_Run]) -> float:

@@ -654,7 +654,7 @@ def test_comparison_refuses_what_it_cannot_read_and_decides_nothing(
 
 def test_comparison_says_when_it_inferred_a_scale() -> None:
     verdict = evaluate_comparison({"a": 0.5, "b": 0.5}, {"a": 0.5, "b": 0.5}, scales={"a": 1.0})
-    assert verdict["notes"] == ["b: scale 1 inferred from the scores"]
+    assert verdict["notes"][0] == "b: scale 1 inferred from the scores"
 
 
 def test_comparison_rows_are_exact() -> None:
@@ -732,6 +732,77 @@ def test_external_checks(
     verdict = evaluate_external({"t": 0.9}, {"t": reference}, **options)
     assert verdict["failure_class"] == failure_class
     assert verdict["pass"] is (failure_class is None)
+
+
+@pytest.mark.parametrize(
+    ("score", "asked", "status", "failure_class"),
+    [
+        pytest.param(0.9, None, "verified", None, id="whole"),
+        pytest.param(0.8, None, "failed", "EXTERNAL_BASELINE_MISMATCH", id="whole-off"),
+        pytest.param(0.8, (500, 500), "failed", "EXTERNAL_BASELINE_MISMATCH", id="all-asked"),
+        pytest.param(0.8, (20, 500), "externally unverified", None, id="few-and-off"),
+        pytest.param(0.9, (20, 500), "verified", None, id="few"),
+        pytest.param(0.8, (499, 500), "failed", "EXTERNAL_BASELINE_MISMATCH", id="many-and-off"),
+        pytest.param(0.3, (20, 500), "failed", "EXTERNAL_BASELINE_MISMATCH", id="few-and-far-off"),
+    ],
+)
+def test_external_of_a_part_needs_the_interval_to_be_off(
+    score: float, asked: tuple[int, int] | None, status: str, failure_class: str | None
+) -> None:
+    reference = {"score": 0.9, "source": "model card", "protocol": "5-shot"}
+    verdict = evaluate_external(
+        {"t": score}, {"t": reference}, scales={"t": 1.0}, asked={"t": asked} if asked else None
+    )
+    assert verdict["failure_class"] == failure_class
+    row = verdict["per_task"]["t"]
+    assert row["status"] == status
+    assert (row["published"], row["source"], row["protocol"]) == (0.9, "model card", "5-shot")
+    assert row["difference"] == pytest.approx(score - 0.9)
+    assert (verdict["notes"] == []) is (status != "externally unverified")
+
+
+@pytest.mark.parametrize(
+    ("reference", "asked", "path"),
+    [
+        pytest.param({}, None, "references.t.score", id="no-score"),
+        pytest.param({"score": NAN}, None, "references.t.score", id="nan"),
+        pytest.param({"score": 0.9, "source": 1}, None, "references.t.source", id="source-number"),
+        pytest.param({"score": 0.9, "protocol": []}, None, "references.t.protocol", id="protocol"),
+        pytest.param(0.9, {"t": 5}, "asked.t", id="asked-number"),
+        pytest.param(0.9, {"t": (5,)}, "asked.t", id="asked-alone"),
+        pytest.param(0.9, {"t": (0, 5)}, "asked.t[0]", id="asked-nothing"),
+        pytest.param(0.9, {"t": (5, HUGE)}, "asked.t[1]", id="asked-400-digits"),
+        pytest.param(0.9, {"u": (5, 5)}, "asked.u", id="asked-no-task"),
+        pytest.param(0.9, [1], "asked", id="asked-list"),
+    ],
+)
+def test_external_refuses_odd_references(reference: object, asked: object, path: str) -> None:
+    verdict = evaluate_external({"t": 0.9}, {"t": reference}, asked=asked)
+    assert verdict["failure_class"] == "USER_CONFIG_ERROR"
+    assert verdict["detail"].startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize(
+    ("questions", "words"),
+    [
+        pytest.param(None, "unknown without the numbers of questions", id="unknown"),
+        pytest.param({}, "unknown without the numbers of questions", id="empty"),
+        pytest.param({"t": 300}, "t, 300 questions: 27 % and 11 %", id="few"),
+        pytest.param({"t": 12000}, "t, 12,000 questions: 0 % and 0 %", id="many"),
+    ],
+)
+def test_the_threshold_rule_says_how_often_it_is_wrong(questions: object, words: str) -> None:
+    verdict = evaluate_comparison({"t": 0.7}, {"t": 0.7}, scales={"t": 1}, questions=questions)
+    assert verdict.passed
+    (note,) = verdict.notes
+    assert words in note
+
+
+@pytest.mark.parametrize("questions", [{"u": 1}, {"t": 0}, {"t": True}, {"t": HUGE}, [1]], ids=str)
+def test_odd_numbers_of_questions_are_refused(questions: object) -> None:
+    verdict = evaluate_comparison({"t": 0.7}, {"t": 0.7}, questions=questions)
+    assert verdict["failure_class"] == "USER_CONFIG_ERROR"
+    assert verdict["detail"].startswith("questions")
 
 
 @pytest.mark.parametrize("references", [{}, None], ids=["empty", "none"])
@@ -969,6 +1040,8 @@ EXPECTED_ENDS = {
     "EXTERNAL_BASELINE_MISMATCH": ("ANOMALOUS", 3),
     "CONDITIONS_DIFFER": ("ANOMALOUS", 3),
     "IMPLAUSIBLE_SCORE": ("ANOMALOUS", 3),
+    "ANSWERS_REPLAYED": ("ANOMALOUS", 3),
+    "INSUFFICIENT_EVIDENCE": ("ANOMALOUS", 3),
     "UNKNOWN": ("ANOMALOUS", 3),
     "ACCURACY_REGRESSION": ("REGRESSION", 1),
     "VERBOSITY_EXCEEDED": ("REGRESSION", 1),
