@@ -15,24 +15,36 @@ import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Never, TypeVar
 
 import gates
 from gates import EvidenceError, FailureClass, Verdict
-from gates.criteria import LARGEST_GUESSED_SCALE, SCORE_THRESHOLD, VERBOSITY_THRESHOLD
+from gates.criteria import (
+    ANSWER_LIMITS,
+    LARGEST_GUESSED_SCALE,
+    SCORE_THRESHOLD,
+    VERBOSITY_THRESHOLD,
+)
 
 if TYPE_CHECKING:
-    from conductor.probes.lm_eval import EvaluationResults
+    from conductor.probes.lm_eval import EvaluationResults, TaskResult
     from conductor.probes.servability import Target
+    from gates.samples import TaskSamples
 
 LARGEST_DOCUMENT_BYTES = 64 * 2**20
 """Largest JSON input that is read; the largest real summary, with every layer named, is under 1."""
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 and the number of the signal, as shells have it."""
+
+LARGEST_SAMPLES_BYTES = 2 * 2**30
+"""Largest samples document that is read: ten million questions with their answers' digests."""
+
+NONINFERIORITY, THRESHOLD = "noninferiority", "threshold"
 
 _Evidence = TypeVar("_Evidence")
 
@@ -116,12 +128,21 @@ def run_main(argv: Sequence[str] | None = None) -> int:
     """Ask the gate on one evaluation run."""
     parser = _parser(
         "gate_run",
-        "Check one evaluation run: every task ended, every sample scored, every score usable.",
-        "gate_run --results out/baseline",
+        "Check one evaluation run: every task ended, every planned sample scored once, answers\n"
+        "that a model gave to the questions, and scores that follow from them.",
+        "gate_run --results out/baseline --server-log out/server.log",
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", type=Path, help="run summary (JSON)")
     source.add_argument("--results", type=Path, help="directory of lm-eval results and samples")
+    parser.add_argument(
+        "--server-log", type=Path, help="log of the server that answered: failed requests, restarts"
+    )
+    parser.add_argument(
+        "--limits",
+        help='largest shares of answers of a kind, as JSON: {"truncated": 0.2}; kinds: '
+        f"{', '.join(ANSWER_LIMITS)}",
+    )
     return _run("run", parser, _evaluate_run, argv)
 
 
@@ -129,18 +150,28 @@ def compare_main(argv: Sequence[str] | None = None) -> int:
     """Ask the gate on candidate scores beside baseline scores."""
     parser = _parser(
         "gate_compare",
-        "Hold candidate scores against baseline scores, task by task. Directories must hold\n"
-        "sound runs that were made alike. Scores in files count upwards unless --directions\n"
-        "says otherwise.",
-        "gate_compare --baseline base.json --candidate cand.json --scales '{\"gpqa\": 100}'",
+        "Hold a candidate against its baseline, task by task. Where both sides tell what every\n"
+        "question was scored, a task passes when its drop is shown to be within the margin;\n"
+        "where scores are all there is, when the observed drop is. Directories must hold sound\n"
+        "runs that were made alike. Scores in files count upwards unless --directions says\n"
+        "otherwise.",
+        "gate_compare --baseline out/baseline --candidate out/candidate --threshold 0.02",
     )
     for side in ("baseline", "candidate"):
         parser.add_argument(
             f"--{side}",
             type=Path,
             required=True,
-            help=f"{side} scores: JSON {{task: score}}, or a directory of lm-eval results",
+            help=f"{side}: a directory of lm-eval results, or JSON: a samples document "
+            '({"tasks": {task: {"questions", "scores", ...}}}) or bare scores ({task: score})',
         )
+    parser.add_argument(
+        "--rule",
+        choices=(NONINFERIORITY, THRESHOLD),
+        help="noninferiority: an interval of the drop decides, and says how many questions more "
+        "would; threshold: the observed drop alone, chance included (default: noninferiority "
+        "where both sides have samples)",
+    )
     parser.add_argument(
         "--threshold",
         type=float,
@@ -156,6 +187,16 @@ def compare_main(argv: Sequence[str] | None = None) -> int:
         help='which score of a task is better, as JSON: {task: "higher" or "lower"}; '
         "a task in score files counts upwards unless it is given",
     )
+    parser.add_argument(
+        "--questions",
+        help="questions behind bare scores, as JSON: {task: 1319}; then the verdict says how "
+        "often the threshold rule is wrong",
+    )
+    parser.add_argument(
+        "--clusters",
+        help="field of the documents in directories by which questions belong together, as "
+        'JSON: {task: "passage_id"}',
+    )
     return _run("compare", parser, _evaluate_comparison, argv)
 
 
@@ -163,7 +204,8 @@ def verbosity_main(argv: Sequence[str] | None = None) -> int:
     """Ask the gate on candidate output lengths beside baseline output lengths."""
     parser = _parser(
         "gate_verbosity",
-        "Hold the candidate's mean completion length against the baseline's, task by task.",
+        "Hold the candidate's mean completion length against the baseline's, task by task. Where\n"
+        "both sides tell the length of every answer, an interval of the change decides.",
         "gate_verbosity --baseline out/baseline --candidate out/candidate",
     )
     for side in ("baseline", "candidate"):
@@ -172,7 +214,7 @@ def verbosity_main(argv: Sequence[str] | None = None) -> int:
             type=Path,
             required=True,
             help=f"{side}: a directory of NeMo Evaluator Launcher runs or of lm-eval results, "
-            "or JSON {task: [[mean tokens, samples], ...]}",
+            "or JSON: a samples document with lengths, or {task: [[mean tokens, samples], ...]}",
         )
     parser.add_argument(
         "--threshold",
@@ -330,125 +372,223 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
 
 
 def _evaluate_run(args: argparse.Namespace) -> Mapping[str, Any]:
+    limits = dict(_stated(args.limits, "limits"))
     if args.run:
-        return _sourced(gates.evaluate_run(_read_document(args.run, "run_summary")), args.run)
-    summary = _evaluation_results(args.results).run_summary()
-    return _sourced(gates.evaluate_run(summary), args.results)
+        summary = _read_document(args.run, "run_summary")
+    else:
+        summary = _evaluation_results(args.results).run_summary()
+    if args.server_log:
+        from conductor.probes.server_log import read_server_log
+
+        summary["server"] = _probed(lambda: read_server_log(args.server_log))
+    for entry in summary["tasks"].values() if limits else ():
+        entry["limits"] = {**(entry.get("limits") or {}), **limits}
+    return _sourced(gates.evaluate_run(summary), args.run or args.results)
 
 
 def _evaluate_comparison(args: argparse.Namespace) -> Mapping[str, Any]:
     scales, stated = _stated_scales(args.scales), _stated_directions(args.directions)
-    sides = {side: _scores(getattr(args, side)) for side in ("baseline", "candidate")}
-    for side, scores in sides.items():
-        verdict = _as_run(scores, scales)
+    questions, clusters = _stated(args.questions, "questions"), _stated(args.clusters, "clusters")
+    baseline, candidate = (_side(path, clusters) for path in (args.baseline, args.candidate))
+    rule = _rule(args, baseline, candidate)
+    for name, side in (("baseline", baseline), ("candidate", candidate)):
+        verdict = _as_run(side, scales)
         if verdict is not None and not verdict.passed:
-            detail = f"{side}: {verdict.detail}"
-            return _sourced(replace(verdict, gate="compare", detail=detail), getattr(args, side))
-    baseline, candidate = sides.values()
+            detail = f"{name}: {verdict.detail}"
+            return _sourced(replace(verdict, gate="compare", detail=detail), side.path)
     verdict = _as_conditions(baseline, candidate)
     if verdict is not None and not verdict.passed:
         return _sourced(replace(verdict, gate="compare"), args.baseline, args.candidate)
-    directions = {**baseline.directions, **candidate.directions}
-    for task, higher in stated.items():
-        if task not in {*baseline.scores, *candidate.scores}:
-            raise InputError("--directions", f"{task}: names a task that has no score")
-        if directions.get(task, higher) is not higher:
-            raise InputError("--directions", f"{task}: the results say the opposite; leave it out")
-    directions |= stated
-    scales = {**baseline.scales, **candidate.scales, **scales}
-    _require_scales((baseline, candidate), directions, scales, relative=args.relative)
+    directions = _known_directions((baseline, candidate), stated) if stated else {}
+    if rule == NONINFERIORITY:
+        if questions:
+            raise InputError("--questions", "is about bare scores; samples tell it, leave it out")
+        from conductor.probes.reading import without_collector
+
+        with without_collector():
+            verdict = gates.evaluate_noninferiority(
+                baseline.samples,
+                candidate.samples,
+                threshold=args.threshold,
+                relative=args.relative,
+                scales=scales,
+                directions=directions,
+            )
+        return _sourced(verdict, args.baseline, args.candidate)
     verdict = gates.evaluate_comparison(
         baseline.scores,
         candidate.scores,
         threshold=args.threshold,
         relative=args.relative,
-        scales=scales,
-        directions=directions,
+        scales=_known_scales((baseline, candidate), stated, scales, relative=args.relative),
+        directions=_known_directions((baseline, candidate), stated),
+        questions={**candidate.questions, **baseline.questions, **questions},
     )
     return _sourced(verdict, args.baseline, args.candidate)
 
 
-@dataclass(frozen=True)
-class _Scores:
-    """One side's scores, and the results they come from where it is a directory."""
+@dataclass(frozen=True, kw_only=True)
+class _Side:
+    """One side of a comparison: bare scores, a samples document, or the results of a directory."""
 
-    scores: Any
+    path: Path
+    bare: Any = None
+    samples: Mapping[str, Any] | None = None
     results: EvaluationResults | None = None
+
+    @cached_property
+    def tasks(self) -> Mapping[str, TaskSamples]:
+        """The tasks of a samples document."""
+        return _parsed(self.path, self.samples)
+
+    @cached_property
+    def scores(self) -> Any:
+        """Score of each task; bare ones may be of any type."""
+        if self.results:
+            return self.results.scores()
+        if self.samples is None:
+            return self.bare
+        from gates.pairing import scores_of
+
+        try:
+            return scores_of(self.tasks)
+        except EvidenceError as error:
+            raise InputError(str(self.path), str(error)) from None
 
     @property
     def scales(self) -> dict[str, float]:
         """Full score of each task whose metric has a known one."""
-        return self.results.scales() if self.results else {}
+        if self.results:
+            return self.results.scales()
+        tasks = self.tasks if self.samples else {}
+        return {name: task.scale for name, task in tasks.items() if task.scale is not None}
 
     @property
     def directions(self) -> dict[str, bool]:
         """Whether a higher score is better, for each task whose results say so."""
-        tasks = self.results.tasks if self.results else {}
+        tasks: Mapping[str, TaskResult | TaskSamples] = {}
+        if self.results:
+            tasks = self.results.tasks
+        elif self.samples:
+            tasks = self.tasks
         return {
             name: task.higher_is_better
             for name, task in tasks.items()
             if task.higher_is_better is not None
         }
 
+    @property
+    def questions(self) -> dict[str, int]:
+        """How many questions are behind the score of each task, where that is known."""
+        if self.results:
+            tasks = self.results.tasks.items()
+            return {name: task.scored_samples for name, task in tasks if task.scored_samples}
+        tasks_asked = self.tasks if self.samples else {}
+        return {name: len(task.questions) for name, task in tasks_asked.items()}
 
-def _scores(path: Path) -> _Scores:
-    if not path.is_dir():
-        return _Scores(_read_document(path, "scores"))
-    results = _evaluation_results(path)
-    return _Scores(results.scores(), results)
+
+def _side(path: Path, clusters: Mapping[str, str]) -> _Side:
+    if path.is_dir():
+        results = _evaluation_results(path, clusters)
+        for task in clusters.keys() - results.tasks.keys():
+            raise InputError("--clusters", f"{task}: names a task that {path} has no results of")
+        # A directory compared with itself is no replay, but a run beside itself.
+        samples = _probed(lambda: results.samples(checkpoint=str(path.resolve())))
+        return _Side(path=path, results=results, samples=samples if samples["tasks"] else None)
+    if clusters:
+        raise InputError("--clusters", f"is about directories, and {path} is none")
+    document = _read_document(path)
+    if _holds_samples(document):
+        return _Side(path=path, samples=document)
+    _check_shape(document, "scores", str(path))
+    return _Side(path=path, bare=document)
 
 
-def _as_run(side: _Scores, scales: Mapping[str, float]) -> Verdict | None:
+def _parsed(path: Path, document: object) -> Mapping[str, TaskSamples]:
+    from gates.samples import parse_samples
+
+    try:
+        return parse_samples(document, "")
+    except EvidenceError as error:
+        raise InputError(str(path), str(error)) from None
+
+
+def _holds_samples(document: object) -> bool:
+    """Tell a samples document from bare scores, of which none is a mapping."""
+    return isinstance(document, dict) and isinstance(document.get("tasks"), dict)
+
+
+def _rule(args: argparse.Namespace, baseline: _Side, candidate: _Side) -> str:
+    """Return the rule asked for, or the best that the evidence of both sides allows."""
+    without = [side for side in (baseline, candidate) if side.samples is None]
+    if args.rule == NONINFERIORITY and without:
+        raise InputError(
+            str(without[0].path),
+            "holds scores alone; --rule noninferiority needs what each question was scored: give "
+            "a directory with logs of samples, or a samples document",
+        )
+    return args.rule or (THRESHOLD if without else NONINFERIORITY)
+
+
+def _as_run(side: _Side, scales: Mapping[str, float]) -> Verdict | None:
     """Ask the gate on a run, where there is one; a metric without a full score has no upper end."""
     if side.results is None:
         return None
-    tasks = side.results.run_summary()["tasks"]
-    for name, entry in tasks.items():
+    summary = side.results.run_summary()
+    for name, entry in summary["tasks"].items():
         entry["scale"] = scales.get(name, entry.get("scale", sys.float_info.max))
-    return gates.evaluate_run({"tasks": tasks})
+    return gates.evaluate_run(summary)
 
 
-def _as_conditions(baseline: _Scores, candidate: _Scores) -> Verdict | None:
+def _as_conditions(baseline: _Side, candidate: _Side) -> Verdict | None:
     """Ask the gate on conditions, where both sides tell them.
 
-    A task on one side only has no condition to share; comparing scores refuses it.
+    A task on one side only has no condition to share; comparing its scores refuses it.
     """
-    if baseline.results is None or candidate.results is None:
+    first, second = baseline.results, candidate.results
+    if first is None or second is None:
         return None
-    shared = baseline.results.tasks.keys() & candidate.results.tasks.keys()
-    sides = (_conditions(side.results, shared) for side in (baseline, candidate) if side.results)
-    return gates.evaluate_conditions(*sides)
+    alone = tuple(f"tasks.{name}." for name in first.tasks.keys() ^ second.tasks.keys())
+    verdict = gates.evaluate_conditions(
+        *(
+            {name: value for name, value in side.conditions().items() if not name.startswith(alone)}
+            for side in (first, second)
+        )
+    )
+    if verdict.passed:
+        return verdict
+    from conductor.probes.lm_eval import differing_questions
+
+    differing = differing_questions(first, second)
+    return replace(verdict, detail="; ".join([verdict.detail, *differing.values()]))
 
 
-def _conditions(results: EvaluationResults, tasks: Collection[str]) -> dict[str, object]:
-    """Return how the harness asked, as far as its results say."""
-    conditions: dict[str, object] = {"lm_eval": results.versions.get("lm_eval")}
-    for name in tasks:
-        task = results.tasks[name]
-        conditions |= {
-            f"tasks.{name}.metric": task.metric,
-            f"tasks.{name}.filter": task.filter,
-            f"tasks.{name}.higher_is_better": task.higher_is_better,
-            f"tasks.{name}.scored_samples": task.scored_samples,
-            f"tasks.{name}.shots": task.fewshot,
-            f"tasks.{name}.version": task.version,
-        }
-    return conditions
+def _known_directions(sides: tuple[_Side, _Side], stated: Mapping[str, bool]) -> dict[str, bool]:
+    """Return which score is better, as both sides and the options say."""
+    directions = {**sides[0].directions, **sides[1].directions}
+    for task, higher in stated.items():
+        if task not in {*sides[0].scores, *sides[1].scores}:
+            raise InputError("--directions", f"{task}: names a task that has no score")
+        if directions.get(task, higher) is not higher:
+            raise InputError("--directions", f"{task}: the results say the opposite; leave it out")
+    return directions | dict(stated)
 
 
-def _require_scales(
-    sides: tuple[_Scores, _Scores],
-    directions: Mapping[str, bool],
+def _known_scales(
+    sides: tuple[_Side, _Side],
+    stated: Mapping[str, bool],
     scales: Mapping[str, float],
     *,
     relative: bool,
-) -> None:
-    """Refuse to guess the full score of a metric that may have none."""
+) -> dict[str, float]:
+    """Return full scores; refuse to guess that of a metric that may have none."""
+    known = {**sides[0].scales, **sides[1].scales, **scales}
+    directions = _known_directions(sides, stated)
     unknown = {
         *(task for task, higher in directions.items() if not higher),
-        *(task for side in sides if side.results for task in side.results.tasks),
+        *(task for side in sides if side.results or side.samples for task in side.scores),
     }
-    for task in sorted(unknown - scales.keys()):
+    for task in sorted(unknown - known.keys()):
         scores = [side.scores.get(task) for side in sides]
         if not relative:
             problem = "has a metric without a known full score"
@@ -458,6 +598,7 @@ def _require_scales(
         ):
             problem = f"has a score above {LARGEST_GUESSED_SCALE:g} and no known full score"
             raise InputError(f"tasks.{task}", f"{problem}; give --scales")
+    return known
 
 
 def _stated_scales(text: str | None) -> dict[str, float]:
@@ -480,27 +621,51 @@ def _stated(text: str | None, name: str) -> Mapping[str, Any]:
 def _evaluate_verbosity(args: argparse.Namespace) -> Mapping[str, Any]:
     found: dict[str, dict[str, Any]] = {"baseline": {}, "candidate": {}}
     baseline, candidate = (
-        _token_counts(path, args, found[side])
+        _lengths(path, args, found[side])
         for side, path in (("baseline", args.baseline), ("candidate", args.candidate))
     )
-    verdict = gates.evaluate_verbosity(
-        baseline,
-        candidate,
-        threshold=args.threshold,
-        dropped_tasks=sorted(_left_out(found) - {*baseline, *candidate}),
-        collapsed_keys={
-            f"{side}:{key}": directories
-            for side, diagnostics in found.items()
-            for key, directories in diagnostics.get("collapsed_keys", {}).items()
-        },
-        found_artifacts=any(d.get("found_metrics_files") for d in found.values()),
-    )
+    dropped = sorted(_left_out(found) - {*baseline.means, *candidate.means})
+    if baseline.whole and candidate.whole:
+        verdict = gates.evaluate_output_lengths(
+            baseline.samples, candidate.samples, args.threshold, dropped_tasks=dropped
+        )
+    else:
+        verdict = gates.evaluate_verbosity(
+            baseline.means,
+            candidate.means,
+            threshold=args.threshold,
+            dropped_tasks=dropped,
+            collapsed_keys={
+                f"{side}:{key}": directories
+                for side, diagnostics in found.items()
+                for key, directories in diagnostics.get("collapsed_keys", {}).items()
+            },
+            found_artifacts=any(d.get("found_metrics_files") for d in found.values()),
+        )
     document = _sourced(verdict, args.baseline, args.candidate)
     partial = sorted({t for d in found.values() for t in d.get("partially_excluded_tasks", ())})
     if partial:
         document["partially_excluded_tasks"] = partial
         document["detail"] += f"; {len(partial)} task(s) had SOME runs excluded: {partial}"
     return {**document, "harvest_diagnostics": found}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Lengths:
+    """One side's answers in length: ``{task: [(mean tokens, samples)]}``, and the samples document.
+
+    ``whole`` tells whether the document has the lengths behind every mean.
+    """
+
+    means: Mapping[str, Any]
+    samples: Mapping[str, Any] | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Tell whether intervals can be made of all of it."""
+        tasks = self.samples["tasks"] if self.samples else {}
+        counted = {name for name, task in tasks.items() if task.get("lengths")}
+        return bool(counted) and counted >= self.means.keys()
 
 
 def _left_out(found: Mapping[str, Mapping[str, Any]]) -> set[str]:
@@ -515,25 +680,36 @@ def _left_out(found: Mapping[str, Mapping[str, Any]]) -> set[str]:
     }
 
 
-def _token_counts(
-    path: Path, args: argparse.Namespace, diagnostics: dict[str, Any]
-) -> Mapping[str, Any]:
-    """Read one side's token counts from whichever of the three forms ``path`` has."""
+def _lengths(path: Path, args: argparse.Namespace, diagnostics: dict[str, Any]) -> _Lengths:
+    """Read one side's lengths from whichever of the forms ``path`` has."""
     if not path.is_dir():
-        counts: Mapping[str, Any] = _read_document(path, "token_counts")
-        return counts
+        document = _read_document(path)
+        if _holds_samples(document):
+            return _Lengths(means=_mean_lengths(path, document), samples=document)
+        _check_shape(document, "token_counts", str(path))
+        return _Lengths(means=document)
     if next(path.rglob("results_*.json"), None):
-        completion_tokens: Mapping[str, Any] = _evaluation_results(path).completion_tokens
-        return completion_tokens
+        results = _evaluation_results(path)
+        samples = _probed(results.samples)
+        return _Lengths(means=results.completion_tokens, samples=samples)
     from conductor.probes.nel import harvest
 
-    return _probed(lambda: harvest(str(path), args.glob, args.exclude, diagnostics))
+    return _Lengths(means=_probed(lambda: harvest(str(path), args.glob, args.exclude, diagnostics)))
 
 
-def _evaluation_results(path: Path) -> EvaluationResults:
+def _mean_lengths(path: Path, document: Mapping[str, Any]) -> dict[str, list[tuple[float, int]]]:
+    """Return the mean length and the number of answers of each task that has lengths."""
+    return {
+        name: [(math.fsum(task.lengths) / len(task.lengths), len(task.lengths))]
+        for name, task in _parsed(path, document).items()
+        if task.lengths
+    }
+
+
+def _evaluation_results(path: Path, clusters: Mapping[str, str] | None = None) -> EvaluationResults:
     from conductor.probes.lm_eval import probe_results
 
-    return _probed(lambda: probe_results(path))
+    return _probed(lambda: probe_results(path, clusters=clusters))
 
 
 def _probed(probe: Callable[[], _Evidence]) -> _Evidence:
@@ -554,11 +730,20 @@ def _sourced(verdict: Verdict, *sources: Path) -> dict[str, Any]:
     return document
 
 
-def _read_document(path: Path, schema: str, overrides: Mapping[str, object] | None = None) -> Any:
-    """Read a JSON file and check its shape; ``overrides`` that are not ``None`` replace fields."""
+def _read_document(
+    path: Path, schema: str | None = None, overrides: Mapping[str, object] | None = None
+) -> Any:
+    """Read a JSON file; ``overrides`` that are not ``None`` replace fields.
+
+    With a ``schema`` its shape is checked. Without one it may be a samples document, which the
+    gates check: those are larger than any other, and then read by a parser that is faster.
+    """
     from conductor.probes.reading import read_bytes
 
-    content = _probed(lambda: read_bytes(path, "give a JSON file", largest=LARGEST_DOCUMENT_BYTES))
+    largest = LARGEST_DOCUMENT_BYTES if schema else LARGEST_SAMPLES_BYTES
+    content = _probed(lambda: read_bytes(path, "give a JSON file", largest=largest))
+    if len(content) > LARGEST_DOCUMENT_BYTES:
+        return _parse_large(content, str(path))
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -566,7 +751,24 @@ def _read_document(path: Path, schema: str, overrides: Mapping[str, object] | No
     document = _parse_json(text, str(path))
     if isinstance(document, dict):
         document.update({k: v for k, v in (overrides or {}).items() if v is not None})
-    _check_shape(document, schema, str(path))
+    if schema:
+        _check_shape(document, schema, str(path))
+    return document
+
+
+def _parse_large(content: bytes, source: str) -> Any:
+    """Parse a samples document of millions of questions; of a key given twice the last counts."""
+    import msgspec
+
+    from conductor.probes.reading import without_collector
+
+    try:
+        with without_collector():
+            document = msgspec.json.decode(content)
+    except (ValueError, RecursionError) as error:
+        raise InputError(source, f"is not usable JSON ({error})") from None
+    if not _holds_samples(document):
+        raise InputError(source, f"is larger than {LARGEST_DOCUMENT_BYTES} bytes of bare scores")
     return document
 
 

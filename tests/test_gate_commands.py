@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import socket
@@ -149,7 +150,8 @@ def test_checkpoint_directories_without_weights(tmp_path: Path, ask: Ask) -> Non
 def test_a_directory_of_results_is_checked_as_a_run(ask: Ask) -> None:
     code, document = ask(run_main, f"--results {RESULTS}")
     assert code == 0
-    assert document["notes"] == []
+    assert document["checks"]["tasks.compare.filters.none"]["observed"]["scored"] == 5
+    assert all("known" in note for note in document["notes"])
 
 
 @pytest.mark.parametrize(
@@ -171,7 +173,9 @@ def test_a_directory_of_results_is_compared(
     path.write_text(json.dumps(sides[candidate]), encoding="utf-8")
     code, document = ask(compare_main, f"--baseline {RESULTS} --candidate {path}")
     assert (code, document["decision"]) == (exit_code, decision)
-    assert document["notes"] == []
+    if document["per_task"]:
+        (note,) = document["notes"]
+        assert "compare, 5 questions: 47 % and " in note
 
 
 Document = dict[str, Any]
@@ -210,8 +214,9 @@ def perplexity_results(directory: Path, score: float) -> Path:
     results_with(directory, unbounded(score))
     (log,) = directory.rglob("samples_reverse_*.jsonl")
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    rows = [row | {"filter": "none", "perplexity": 1.0} for row in rows]
-    log.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    nats = {"filter": "none", "perplexity": -math.log(score)}
+    documents = {row["doc_id"]: row | nats for row in rows}
+    log.write_text("".join(json.dumps(r) + "\n" for r in documents.values()), encoding="utf-8")
     return directory
 
 
@@ -230,6 +235,7 @@ def test_a_run_that_is_not_sound_is_not_compared(side: str, tmp_path: Path, ask:
 
 def fewer_samples(document: Document) -> None:
     document["n-samples"]["compare"]["effective"] = 4
+    document["results"]["compare"] |= {"acc,none": 0.75, "acc_norm,none": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -247,8 +253,16 @@ def fewer_samples(document: Document) -> None:
         pytest.param(
             lambda d: d["n-shot"].update(compare=5), "", "tasks.compare.shots", id="shots"
         ),
-        pytest.param(lambda d: d.update(lm_eval_version="0.4.0"), "", "lm_eval", id="lm-eval"),
-        pytest.param(fewer_samples, "compare", "tasks.compare.scored_samples", id="samples"),
+        pytest.param(
+            lambda d: d.update(lm_eval_version="0.4.0"), "", "harness.lm_eval", id="lm-eval"
+        ),
+        pytest.param(
+            fewer_samples,
+            "compare",
+            "tasks.compare.documents, tasks.compare.prompts; 1 of 5 documents differ, first that "
+            "of doc 4; 1 of 5 prompts differ, first that of doc 4",
+            id="samples",
+        ),
     ],
 )
 def test_runs_that_were_made_differently_are_not_compared(
@@ -290,7 +304,8 @@ def test_a_metric_without_a_full_score(
     ask: Ask,
 ) -> None:
     sides = [perplexity_results(tmp_path / str(n), score) for n, score in enumerate(scores)]
-    code, document = ask(compare_main, f"--baseline {sides[0]} --candidate {sides[1]} {options}")
+    arguments = f"--baseline {sides[0]} --candidate {sides[1]} --rule threshold {options}"
+    code, document = ask(compare_main, arguments)
     assert code == exit_code, document["detail"]
     assert words in document["detail"]
 
@@ -335,6 +350,146 @@ def test_lower_scores_in_files_need_a_scale(tmp_path: Path, ask: Ask) -> None:
     code, document = ask(compare_main, arguments)
     assert code == 2
     assert "give --scales or --relative" in document["detail"]
+
+
+def samples_file(path: Path, scores: list[Any], **fields: Any) -> Path:
+    questions = [f"{n}:doc:prompt" for n in range(len(scores))]
+    entry = {"metric": "acc", "scale": 1.0, "questions": questions, "scores": scores, **fields}
+    path.write_text(json.dumps({"tasks": {"copy": entry}}), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("lost", "options", "exit_code", "failure_class"),
+    [
+        (0, "", 0, None),
+        (0, "--rule noninferiority", 0, None),
+        (20, "--rule noninferiority", 1, "ACCURACY_REGRESSION"),
+        (5, "", 1, "INSUFFICIENT_EVIDENCE"),
+        (5, "--threshold 0.1", 0, None),
+        (5, "--rule threshold", 0, None),
+        (5, '--directions {"copy":"lower"}', 0, None),
+        (5, '--questions {"copy":9}', 2, "USER_CONFIG_ERROR"),
+        (5, '--clusters {"copy":"story"}', 2, "USER_CONFIG_ERROR"),
+        (5, '--scales {"other":1}', 2, "USER_CONFIG_ERROR"),
+    ],
+    ids=["default", "asked", "worse", "undecided", "wide", "threshold", "lower", "n", "c", "scale"],
+)
+def test_samples_documents_are_compared(
+    lost: int, options: str, exit_code: int, failure_class: str | None, tmp_path: Path, ask: Ask
+) -> None:
+    baseline = samples_file(tmp_path / "base.json", [1] * 500)
+    candidate = samples_file(tmp_path / "cand.json", [0] * lost + [1] * (500 - lost))
+    code, document = ask(compare_main, f"--baseline {baseline} --candidate {candidate} {options}")
+    assert (code, document["failure_class"]) == (exit_code, failure_class), document["detail"]
+
+
+def test_a_mix_of_samples_and_scores_is_held_to_the_threshold(tmp_path: Path, ask: Ask) -> None:
+    samples = samples_file(tmp_path / "samples.json", [1] * 70 + [0] * 30)
+    bare = DATA / "scores-baseline.json"
+    code, document = ask(compare_main, f"--baseline {bare} --candidate {samples}")
+    assert code == 0
+    assert "copy, 100 questions: " in document["notes"][-1]
+    sides = f"--baseline {bare} --candidate {samples} --rule noninferiority"
+    code, document = ask(compare_main, sides)
+    assert code == 2
+    assert document["detail"].startswith(f"{bare}: holds scores alone")
+
+
+def test_the_risk_of_bare_scores_is_told_with_their_questions(ask: Ask) -> None:
+    files = f"--baseline {DATA / 'scores-baseline.json'} --candidate {DATA / 'scores-below.json'}"
+    _, document = ask(compare_main, files)
+    assert "is unknown without the numbers of questions" in document["notes"][-1]
+    _, document = ask(compare_main, files + ' --questions {"copy":300}')
+    assert "copy, 300 questions: 27 % and 11 %" in document["notes"][-1]
+    code, document = ask(compare_main, files + ' --questions {"copy":0}')
+    assert code == 2
+    assert document["detail"].startswith("--questions: copy: ")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"scores": [1, 0, "x"]}, "tasks.copy.scores[2]"),
+        ({"scores": [1]}, "tasks.copy.scores: must have one entry for each of the 3 questions"),
+        ({"questions": ["a", "a", "b"]}, "tasks.copy.questions[1]"),
+        ({"extra": 1}, "tasks.copy.extra"),
+    ],
+    ids=["text", "length", "twice", "unknown"],
+)
+@pytest.mark.parametrize("main", [compare_main, verbosity_main])
+def test_samples_documents_that_cannot_be_read(
+    main: Main, fields: Document, words: str, tmp_path: Path, ask: Ask
+) -> None:
+    bad = samples_file(tmp_path / "bad.json", [1, 0, 1])
+    document = json.loads(bad.read_text(encoding="utf-8"))
+    document["tasks"]["copy"] |= fields
+    bad.write_text(json.dumps(document), encoding="utf-8")
+    code, document = ask(main, f"--baseline {bad} --candidate {bad}")
+    assert code == 2
+    assert str(bad) in document["detail"]
+    assert words in document["detail"]
+
+
+def test_a_samples_document_too_large_for_the_strict_parser(
+    tmp_path: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("conductor.gate_commands.LARGEST_DOCUMENT_BYTES", 100)
+    samples = samples_file(tmp_path / "samples.json", [1] * 400)
+    code, _ = ask(compare_main, f"--baseline {samples} --candidate {samples}")
+    assert code == 0
+    (bare := tmp_path / "bare.json").write_text(json.dumps({f"task {n}": 1 for n in range(99)}))
+    (broken := tmp_path / "broken.json").write_text('{"tasks": {' + " " * 200)
+    for path, words in ((bare, "of bare scores"), (broken, "is not usable JSON")):
+        code, document = ask(compare_main, f"--baseline {path} --candidate {path}")
+        assert code == 2
+        assert words in document["detail"]
+
+
+def test_directories_are_compared_by_their_samples(tmp_path: Path, ask: Ask) -> None:
+    shutil.copytree(RESULTS, tmp_path / "again")
+    sides = f"--baseline {RESULTS} --candidate {tmp_path / 'again'}"
+    code, document = ask(compare_main, sides)
+    assert (code, document["failure_class"]) == (1, "INSUFFICIENT_EVIDENCE")
+    assert document["per_task"]["compare"]["questions"] == 5
+    code, document = ask(compare_main, f"{sides} --rule threshold")
+    assert code == 0
+    _, document = ask(compare_main, f'{sides} --clusters {{"compare":"nothing"}}')
+    assert document["failure_class"] == "USER_CONFIG_ERROR"
+    code, document = ask(compare_main, f'{sides} --clusters {{"absent":"id"}}')
+    assert code == 2
+    assert "--clusters: absent" in document["detail"]
+
+
+@pytest.mark.parametrize(
+    ("factor", "exit_code", "failure_class"),
+    [(1.0, 0, None), (1.2, 1, "VERBOSITY_EXCEEDED"), (1.05, 1, "INSUFFICIENT_EVIDENCE")],
+    ids=["same", "longer", "at-the-limit"],
+)
+def test_lengths_of_single_answers_are_decided_by_an_interval(
+    factor: float, exit_code: int, failure_class: str | None, tmp_path: Path, ask: Ask
+) -> None:
+    lengths = [100 + n % 50 for n in range(200)]
+    longer = [length * (factor + (0.1 if n % 2 else -0.1)) for n, length in enumerate(lengths)]
+    baseline = samples_file(tmp_path / "base.json", [1] * 200, lengths=lengths)
+    candidate = samples_file(tmp_path / "cand.json", [1] * 200, lengths=longer)
+    code, document = ask(verbosity_main, f"--baseline {baseline} --candidate {candidate}")
+    assert (code, document["failure_class"]) == (exit_code, failure_class), document["detail"]
+    assert "delta_upper" in document["per_task"]["copy"]
+    means = tmp_path / "means.json"
+    means.write_text(json.dumps({"copy": [[sum(lengths) / 200, 200]]}))
+    code, document = ask(verbosity_main, f"--baseline {means} --candidate {candidate}")
+    assert "delta_upper" not in document["per_task"]["copy"]
+
+
+def test_a_perplexity_of_directories_needs_a_relative_margin(tmp_path: Path, ask: Ask) -> None:
+    sides = [perplexity_results(tmp_path / str(n), score) for n, score in enumerate((12.0, 12.05))]
+    code, document = ask(compare_main, f"--baseline {sides[0]} --candidate {sides[1]}")
+    assert code == 2
+    assert "tasks.reverse: a perplexity has no full score" in document["detail"]
+    code, document = ask(compare_main, f"--baseline {sides[0]} --candidate {sides[1]} --relative")
+    assert (code, document["failure_class"]) == (1, "INSUFFICIENT_EVIDENCE")
+    assert document["per_task"]["reverse"]["method"] == "ratio"
 
 
 def test_a_directory_of_results_is_compared_in_length(ask: Ask) -> None:
