@@ -37,7 +37,8 @@ from filelock import FileLock, Timeout
 from conductor.executors.environ import LOOPBACK_HOSTS
 from conductor.executors.local import POLL_S, SupervisedProcess, describe_status
 from conductor.files import read_json, write_json, write_text
-from conductor.report import Document, split_reason, validated, write_report
+from conductor.report import validated, write_report
+from conductor.report.wording import Document, split_reason
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -74,6 +75,12 @@ LONGEST_KEY = 200
 """Characters of a metric's task name; MLflow keeps 250 for the whole key."""
 BATCH = 500
 """Metrics sent in one request; MLflow takes at most 1000 entities."""
+TASK_METRICS = (
+    *("baseline", "baseline_stderr", "candidate", "candidate_stderr", "drop", "drop_lower"),
+    *("drop_upper", "limit", "questions", "repeats", "clusters", "lost", "gained"),
+    *("p_within", "p_worse", "p_worse_adjusted"),
+)
+"""Numbers of a task's row that are logged as they are."""
 LONGEST_DETAIL = 400
 SHORTEST_SECRET = 4
 """Characters of a name, query value or part of a password that is hidden wherever it stands."""
@@ -337,6 +344,7 @@ def _parameters(document: Document) -> Mapping[str, Any]:
         "emulated": engine["emulated"] if engine["name"] else None,
         "suite": document["suite"]["name"],
         "threshold": document["threshold"],
+        "rule": document.get("rule"),
         "relative": document["relative"],
         "seed": document["seed"],
         "limit": document["limit"] or "all",
@@ -344,7 +352,7 @@ def _parameters(document: Document) -> Mapping[str, Any]:
 
 
 def _metrics(document: Document) -> Iterator[tuple[str, float]]:
-    """Yield ``side/task``, ``side_stderr/task``, ``drop/task``, the duration and the size ratio."""
+    """Yield the duration, the size ratio, and ``name/task`` for every number of a task."""
     yield "seconds", document["seconds"]
     if document["size"] and document["size"]["ratio"] is not None:
         yield "size_ratio", document["size"]["ratio"]
@@ -352,9 +360,30 @@ def _metrics(document: Document) -> Iterator[tuple[str, float]]:
     for task in document["tasks"]:
         key = _unused(_key(task["task"]), keys)
         keys.add(key)
-        for name in ("baseline", "baseline_stderr", "candidate", "candidate_stderr", "drop"):
-            if task[name] is not None:
-                yield f"{name}/{key}", task[name]
+        for name, number in _task_metrics(document, task):
+            if number is not None:
+                yield f"{name}/{key}", number
+
+
+def _task_metrics(document: Document, task: Document) -> Iterator[tuple[str, float | None]]:
+    """Yield the numbers of a task; those that were not measured are None."""
+    for name in TASK_METRICS:
+        yield name, task.get(name)
+    beside = task.get("beside") or {}
+    for name in ("agreement", "changed_answers"):
+        yield name, (beside.get(name) or {}).get("rate")
+    yield "mcnemar_p", beside.get("mcnemar_p")
+    for name in ("kl", "logprob_shift"):
+        yield name, (beside.get(name) or {}).get("mean")
+    lengths = beside.get("length") or {}
+    for side in ("baseline", "candidate"):
+        yield f"{side}_length", lengths.get(f"{side}_mean")
+    for name in ("change", "change_lower", "change_upper"):
+        yield f"length_{name}", lengths.get(name)
+    yield "external_difference", (task.get("external") or {}).get("difference")
+    noise = (document.get("noise_floor") or {}).get(task["task"], {})
+    for name in ("discordance", "changed"):
+        yield f"noise_{name}", noise.get(name)
 
 
 def _plan_stages(document: Document) -> Iterator[tuple[str, PlannedRun]]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
+import report_documents
 from filelock import FileLock
 
 from conductor.report import write_report
@@ -82,6 +83,54 @@ class TestPlan:
         assert compare["day0.gate.gate_external"] == "EXTERNAL_BASELINE_MISMATCH"
         assert compare["day0.gate.gate_compare"] == "passed"
         assert plan.verdicts["verdicts/compare-gate_external.json"]["pass"] is False
+
+    def test_logs_every_number_of_the_evidence(self, tmp_path: Path) -> None:
+        document = report_documents.noise_floor() | {"tracking": UNTRACKED}
+        release = plan_release(document, workspace=tmp_path).release
+        assert release.params["rule"] == "noninferiority"
+        gsm8k = {
+            name.removesuffix("/gsm8k"): number
+            for name, number in release.metrics.items()
+            if name.endswith("/gsm8k")
+        }
+        assert gsm8k == {
+            "baseline": 0.712,
+            "baseline_stderr": 0.0125,
+            "candidate": pytest.approx(0.708209),
+            "candidate_stderr": 0.0126,
+            "drop": pytest.approx(0.003791, abs=1e-6),
+            "drop_lower": -0.0011,
+            "drop_upper": 0.0087,
+            "limit": 0.01,
+            "questions": 1319,
+            "repeats": 1,
+            "lost": 9,
+            "gained": 4,
+            "p_within": 0.0213,
+            "p_worse": 0.98,
+            "p_worse_adjusted": 1.0,
+            "agreement": 0.9901,
+            "changed_answers": 0.412,
+            "mcnemar_p": 0.2668,
+            "baseline_length": 120.4,
+            "candidate_length": 124.1,
+            "length_change": 0.0307,
+            "length_change_lower": 0.0102,
+            "length_change_upper": 0.0517,
+            "external_difference": -0.008,
+            "noise_discordance": 0.00834,
+            "noise_changed": 0.302,
+        }
+        assert release.metrics["kl/hellaswag"] == 0.0123
+        assert release.metrics["logprob_shift/hellaswag"] == -0.031
+        assert not any("," in name for name in release.metrics)
+        assert all(isinstance(number, (int, float)) for number in release.metrics.values())
+
+    @pytest.mark.parametrize("name", report_documents.KINDS)
+    def test_takes_every_kind_of_document(self, name: str, tmp_path: Path) -> None:
+        document = report_documents.KINDS[name]()
+        plan = plan_release(document, workspace=tmp_path)
+        assert plan.release.metrics["seconds"] == document["seconds"]
 
     def test_of_an_aborted_release_fails_and_leaves_out_what_was_not_reached(
         self, tmp_path: Path
