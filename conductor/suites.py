@@ -46,6 +46,10 @@ class Task:
     fewshot: int | None
     reference: float | None
     reference_source: str | None
+    reference_protocol: str | None
+    clusters: str | None
+    discordance: float | None
+    limits: Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +71,17 @@ class Suite:
         return self.include_path is not None
 
     @property
-    def references(self) -> dict[str, float]:
-        """The published scores of the source model, for the tasks that have one."""
-        return {t.name: t.reference for t in self.tasks.values() if t.reference is not None}
+    def references(self) -> dict[str, dict[str, Any]]:
+        """Published scores of the source model: score, source, and how its protocol differs."""
+        return {
+            task.name: {
+                "score": task.reference,
+                "source": task.reference_source,
+                "protocol": task.reference_protocol,
+            }
+            for task in self.tasks.values()
+            if task.reference is not None
+        }
 
     @property
     def generation_tasks(self) -> list[str]:
@@ -160,4 +172,8 @@ def _parse_task(name: str, fields: Mapping[str, Any]) -> Task:
         fewshot=fields.get("fewshot"),
         reference=fields.get("reference"),
         reference_source=fields.get("reference_source"),
+        reference_protocol=fields.get("reference_protocol"),
+        clusters=fields.get("clusters"),
+        discordance=fields.get("discordance"),
+        limits=fields.get("limits", {}),
     )

@@ -84,7 +84,7 @@ def test_script_makes_no_other_file(remade: Path) -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_questions_are_many_different_and_answerable(task: str) -> None:
     rows = read_lines(DEMO / "suite" / f"{task}.jsonl")
-    assert len(rows) >= 500
+    assert len(rows) >= 1000
     assert len({row["question"] for row in rows}) == len(rows)
     for row in rows:
         choices = row.get("choices", [row["answer"]])

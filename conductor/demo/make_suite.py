@@ -20,7 +20,7 @@ import yaml
 
 from skills import END, PROMPT, SKILLS, Question, test_questions, training_question
 
-QUESTIONS_PER_TASK = 500
+QUESTIONS_PER_TASK = 1000
 CALIBRATION_LINES = 256
 CALIBRATION_SEED = 11
 CANARY_SEED = 12
@@ -30,14 +30,24 @@ MAX_ANSWER_TOKENS = 16
 GENERATION_SKILLS = ("addition", "sorting", "reverse")
 
 REFERENCE = {
-    "addition": 0.942,
-    "sorting": 0.98,
+    "addition": 0.938,
+    "sorting": 0.988,
     "reverse": 0.998,
     "majority": 0.998,
-    "compare": 0.876,
-    "facts": 0.942,
+    "compare": 0.871,
+    "facts": 0.943,
 }
 """Scores of the shipped weights in BF16 on these questions, measured as the source below says."""
+
+DISCORDANCE = {
+    "addition": 0.006,
+    "sorting": 0.002,
+    "reverse": 0.002,
+    "majority": 0.002,
+    "compare": 0.006,
+    "facts": 0.008,
+}
+"""Share of questions that only one side answers right, about as the W8A8 export has it."""
 
 REFERENCE_SOURCE = "shipped BF16 weights, lm-eval 0.4.13 with its transformers backend, on a CPU"
 DESCRIPTION = "Six skills of the demo model, held-out questions: three generated, three by choice."
@@ -144,6 +154,7 @@ def suite_document(name: str, description: str, reference: dict[str, float]) -> 
                 "samples": QUESTIONS_PER_TASK,
                 "fewshot": 0,
                 "reference": reference[skill],
+                "discordance": DISCORDANCE[skill],
                 "reference_source": REFERENCE_SOURCE,
             }
             for skill in SKILLS
