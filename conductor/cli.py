@@ -19,12 +19,16 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from conductor.compatibility import Engine, Quantizer
+from conductor.config import Rule
 from conductor.failure import Failure
 from gates import FailureClass
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from conductor.config import Config
     from conductor.display import LiveDisplay, PlainDisplay
+    from conductor.planning import Outlook
     from gates import Verdict
 
 EXIT_FAILED = 1
@@ -70,6 +74,20 @@ SeedOption = Annotated[int | None, typer.Option(help="One seed for everything. [
 LimitOption = Annotated[
     int | None, typer.Option(help="Evaluate only the first N documents of a task.", min=1)
 ]
+ThresholdOption = Annotated[
+    float | None,
+    typer.Option(help="Margin: largest drop allowed, as a fraction of a task's scale. [0.01]"),
+]
+RelativeOption = Annotated[
+    bool | None, typer.Option("--relative", help="Take the drop relative to the baseline.")
+]
+DiscordanceOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of questions expected to be right on one side only; 0.02 to 0.10 is usual. "
+        "More of them hide a drop of the same size."
+    ),
+]
 OutputOption = Annotated[
     Path, typer.Option(help="A directory that does not exist yet.", resolve_path=True)
 ]
@@ -80,11 +98,48 @@ def release(
     model: ModelArgument = None,
     recipe: RecipeOption = None,
     suite: SuiteOption = None,
-    threshold: Annotated[
-        float | None, typer.Option(help="Largest drop, as a fraction of a task's scale. [0.01]")
+    threshold: ThresholdOption = None,
+    relative: RelativeOption = None,
+    rule: Annotated[
+        Rule | None,
+        typer.Option(
+            help="noninferiority: a task passes when the upper bound of its drop is under the "
+            "threshold, and stays undecided when the questions are too few to tell. threshold: "
+            "the observed drop alone is held to it, chance included. [noninferiority]"
+        ),
     ] = None,
-    relative: Annotated[
-        bool | None, typer.Option("--relative", help="Take the drop relative to the baseline.")
+    until_decided: Annotated[
+        bool | None,
+        typer.Option(
+            "--until-decided",
+            help="Ask questions drawn by lot in growing batches, and stop as soon as one task "
+            "fails or all pass; the error rates hold at every look.",
+        ),
+    ] = None,
+    first_batch: Annotated[
+        int | None,
+        typer.Option(
+            help="With --until-decided: questions of each task before the first look. [200]", min=1
+        ),
+    ] = None,
+    max_samples: Annotated[
+        int | None,
+        typer.Option(help="With --until-decided: most questions of each task. [all]", min=1),
+    ] = None,
+    max_repeats: Annotated[
+        int | None,
+        typer.Option(
+            help="With --until-decided: answers to each question of tasks that sample, each under "
+            "a seed of its own. [1]",
+            min=1,
+        ),
+    ] = None,
+    noise_floor: Annotated[
+        bool | None,
+        typer.Option(
+            "--noise-floor",
+            help="Evaluate the source twice and report how far it differs from itself.",
+        ),
     ] = None,
     quantizer: QuantizerOption = None,
     engine: EngineOption = None,
@@ -104,6 +159,10 @@ def release(
     The stages run in this order, each followed by its gate, and none starts after a failed gate:
     setup, ptq, deploy, baseline_eval, candidate_eval, compare, closeout.
 
+    Source and candidate answer the same questions, and each task is judged by an interval of its
+    drop: pass, fail, or undecided. ACCEPT needs every task to pass; `day0 plan` says beforehand
+    whether a suite has enough questions for that.
+
     Exit codes: 0 ACCEPT, 1 REGRESSION, 2 unusable input, 3 ANOMALOUS, 4 INFEASIBLE,
     5 aborted because the machine or a service failed, 130 stopped on request.
 
@@ -115,6 +174,12 @@ def release(
         "suite": suite,
         "threshold": threshold,
         "relative": relative,
+        "rule": rule,
+        "until_decided": until_decided,
+        "first_batch": first_batch,
+        "max_samples": max_samples,
+        "max_repeats": max_repeats,
+        "noise_floor": noise_floor,
         "quantizer": quantizer,
         "engine.name": engine,
         "calibration.data": calibration,
@@ -130,6 +195,50 @@ def release(
         else:
             _print_summary(document)
         raise typer.Exit(document["exit_code"])
+
+
+@app.command()
+def plan(
+    model: ModelArgument = None,
+    suite: SuiteOption = None,
+    threshold: ThresholdOption = None,
+    relative: RelativeOption = None,
+    discordance: DiscordanceOption = None,
+    limit: LimitOption = None,
+    config: ConfigOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Say what a suite can tell, before anything is asked: no model is loaded.
+
+    Per task: how many questions, the margin, the smallest drop that they tell from none, and the
+    power: the chance that a candidate that loses nothing is shown to pass. Exit code 0.
+
+    Example: `day0 plan demo --threshold 0.02`
+    """
+    from conductor.planning import look_ahead
+    from conductor.suites import load_suite
+
+    options = {
+        "model": model,
+        "suite": suite,
+        "threshold": threshold,
+        "relative": relative,
+        "discordance": discordance,
+        "limit": limit,
+    }
+    with _ending_well():
+        resolved = _load(config, options, ())
+        outlook = look_ahead(
+            load_suite(resolved.suite),
+            threshold=resolved.threshold,
+            relative=resolved.relative,
+            discordance=resolved.discordance,
+            limit=resolved.max_samples or resolved.limit,
+        )
+        if as_json:
+            print(json.dumps(outlook.document(), indent=2))
+        else:
+            _print_outlook(outlook)
 
 
 @app.command(epilog=SINGLE_STAGE_EXITS)
@@ -301,6 +410,48 @@ def _stop(code: int, message: str) -> NoReturn:
 def _announce(endpoint: Any) -> None:
     print(f"base URL: {endpoint.base_url}", f"model: {endpoint.model}", sep="\n")
     print(f"API key: {endpoint.api_key}", "Ctrl-C stops it.", sep="\n", flush=True)
+
+
+def _print_outlook(outlook: Outlook) -> None:
+    from rich.console import Console
+
+    console = Console()
+    console.print(_outlook_table(outlook))
+    for line in OUTLOOK_WORDS:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if outlook.power is not None:
+        console.print(f"Power of the suite, all tasks together: {outlook.power:.0%}.")
+    for warning in outlook.warnings:
+        console.print(f"warning: {warning}", markup=False, soft_wrap=True)
+
+
+OUTLOOK_WORDS = (
+    "discordant: assumed share of questions right on one side only; min drop: the smallest "
+    "that can be told from none;",
+    "power: the chance that a candidate that loses nothing is shown to pass; needed: questions for "
+    "a power of 80 %.",
+)
+
+
+def _outlook_table(outlook: Outlook) -> Table:
+    from rich.table import Table
+
+    table = Table(title=f"What suite {outlook.suite} can tell")
+    table.add_column("task", no_wrap=True, overflow="fold")
+    for heading in ("questions", "margin", "discordant", "min drop", "power", "needed"):
+        table.add_column(heading, justify="right")
+    for task in outlook.tasks:
+        unknown = task.questions is None
+        table.add_row(
+            task.task,
+            "unknown" if unknown else f"{task.questions:,}",
+            f"{task.margin:.2%}",
+            f"{task.discordance:.1%}",
+            "unknown" if task.detectable_drop is None else f"{task.detectable_drop:.2%}",
+            "unknown" if task.power is None else f"{task.power:.0%}",
+            "no number" if task.needed is None else f"{task.needed:,}",
+        )
+    return table
 
 
 def _print_verdict(verdict: Verdict, **more: Any) -> NoReturn:

@@ -13,6 +13,7 @@ from typing import Any
 
 import gates
 from conductor.chain import STAGES, Stage
+from conductor.config import Rule
 from conductor.engines.opening import engine_version
 from conductor.executors.local import Progress
 from conductor.files import write_json
@@ -96,12 +97,16 @@ def report_document(release: Release) -> dict[str, Any]:
         **_what(release),
         "threshold": config.threshold,
         "relative": config.relative,
+        "rule": config.rule,
         "seed": config.seed,
         "limit": config.limit,
         "size": _size(release.checkpoint_summary),
         "stages": [_stage(stage, journal) for stage in STAGES if stage is not Stage.CLOSEOUT],
         "gates": _gates(release),
         "tasks": _tasks(release),
+        "path": release.path,
+        "noise_floor": release.noise_floor,
+        "plan": [task.document() for task in release.outlook.tasks] if release.outlook else [],
         "settings": _settings(release),
         "paths": {
             "run": str(journal.run_dir),
@@ -125,7 +130,7 @@ def _outcome(release: Release) -> gates.Outcome:
             gates.StageFailure(stage=stage, failure_class=f.failure_class, message=f.message)
             for stage, f in release.failures
         ],
-        required=_required_gates(release.resolved, release.config.limit),
+        required=_required_gates(release.resolved),
     )
     if outcome.decision is gates.Decision.ACCEPT and release.config.limit is not None:
         return replace(
@@ -136,18 +141,18 @@ def _outcome(release: Release) -> gates.Outcome:
     return outcome
 
 
-def _required_gates(plan: Plan | None, limit: int | None) -> tuple[str, ...]:
+def _required_gates(plan: Plan | None) -> tuple[str, ...]:
     """Return the gates that an ACCEPT needs: all whose evidence the suite can give."""
     without = set()
     if plan is not None and not plan.suite.generation_tasks:
         without.add("verbosity")
-    if limit is not None or (plan is not None and not plan.suite.references):
+    if plan is not None and not plan.suite.references:
         without.add("external")
     return tuple(gate for gate in gates.REQUIRED_GATES if gate not in without)
 
 
 def _publish(outcome: gates.Outcome, limit: int | None) -> str:
-    """Return what to do with the checkpoint; a few documents of each task show too little."""
+    """Return what to do with the checkpoint; the first documents of a task are no sample of it."""
     return outcome.publish if limit is None or outcome.exit_code else "needs-human"
 
 
@@ -245,6 +250,13 @@ def _gates(release: Release) -> list[dict[str, Any]]:
     ]
 
 
+EVIDENCE = (
+    *("outcome", "drop_lower", "drop_upper", "method", "questions", "repeats", "clusters"),
+    *("lost", "gained", "p_within", "p_worse", "p_worse_adjusted", "needed", "beside"),
+)
+"""What the accuracy gate says of a task beside its drop, where it has every question's score."""
+
+
 def _tasks(release: Release) -> list[dict[str, Any]]:
     """One row per task with a score on any side; what was not measured is null."""
     plan = release.resolved
@@ -252,6 +264,7 @@ def _tasks(release: Release) -> list[dict[str, Any]]:
     if plan is None or not any(sides):
         return []
     compared = release.verdicts["compare"].per_task if "compare" in release.verdicts else {}
+    external = release.verdicts["external"].per_task if "external" in release.verdicts else {}
     rows = []
     for task in plan.suite.tasks.values():
         base, cand = (side and side.results.tasks.get(task.name) for side in sides)
@@ -270,6 +283,9 @@ def _tasks(release: Release) -> list[dict[str, Any]]:
                 "scale": task.scale,
                 "samples": base and base.scored_samples,
                 "within_threshold": row.get("within_threshold"),
+                "higher_is_better": task.higher_is_better,
+                **{name: row[name] for name in EVIDENCE if name in row},
+                "external": external.get(task.name),
             }
         )
     return rows
@@ -298,27 +314,52 @@ def _versions(release: Release) -> dict[str, dict[str, str]]:
 
 def _deviations(release: Release) -> list[str]:
     """Say where this release departed from a plain one, and what it did not measure."""
-    config, plan = release.config, release.resolved
     found = [
         f"{stage}: {record.attempts} attempts"
         for stage, record in release.journal.stages.items()
         if record.attempts > 1
     ]
+    return found + _departures_in_asking(release) + _departures_in_tools(release) + _gaps(release)
+
+
+def _departures_in_asking(release: Release) -> list[str]:
+    """Say on how many questions, and by which rule, scores were compared."""
+    config = release.config
+    found = []
     if config.limit is not None:
         found.append(f"only the first {config.limit} documents of each task were asked (--limit)")
+    if config.until_decided:
+        rounds = max((look["round"] for look in release.path), default=0)
+        found.append(
+            "questions were drawn by lot and asked until every task was decided, in "
+            f"{rounds} round(s) (--until-decided)"
+        )
+    if config.rule is Rule.THRESHOLD:
+        found.append("observed drops were held to the threshold, without intervals (--rule)")
     if config.threshold > SCORE_THRESHOLD:
         found.append(f"threshold {config.threshold:g} is above the usual {SCORE_THRESHOLD:g}")
     if config.relative:
         found.append("drops were taken relative to the baseline (--relative)")
+    return found
+
+
+def _departures_in_tools(release: Release) -> list[str]:
+    config, plan = release.config, release.resolved
+    found = []
     if config.engine.arguments:
         found.append(f"further engine arguments: {' '.join(config.engine.arguments)}")
     if config.calibration.data and release.calibration and not release.calibration["samples"]:
         found.append(f"calibration data {config.calibration.data} was not used: no need for it")
     if plan and plan.row.emulated and release.session:
         found.append("low-precision arithmetic was emulated, not run on its own hardware")
-    if plan:
-        verified = plan.suite.references if config.limit is None else {}
-        unverified = [name for name in plan.suite.tasks if name not in verified]
+    return found
+
+
+def _gaps(release: Release) -> list[str]:
+    """Say what was not measured."""
+    found = []
+    if plan := release.resolved:
+        unverified = [name for name in plan.suite.tasks if name not in plan.suite.references]
         if unverified:
             found.append(f"not compared with a published score: {', '.join(unverified)}")
     verbosity = release.verdicts.get("verbosity")

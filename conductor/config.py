@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,13 @@ DEFAULTS: Mapping[str, Any] = {
     "suite": None,
     "threshold": SCORE_THRESHOLD,
     "relative": False,
+    "rule": "noninferiority",
+    "until_decided": False,
+    "first_batch": 200,
+    "max_samples": None,
+    "max_repeats": 1,
+    "noise_floor": False,
+    "discordance": None,
     "workspace": "day0-workspace",
     "seed": 0,
     "limit": None,
@@ -46,6 +53,13 @@ DEFAULTS: Mapping[str, Any] = {
     "evaluation.concurrency": 16,
     "evaluation.request_timeout_s": 300,
 }
+
+
+class Rule(StrEnum):
+    """How scores are compared."""
+
+    NONINFERIORITY = "noninferiority"
+    THRESHOLD = "threshold"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +97,13 @@ class Config:
     suite: str
     threshold: float
     relative: bool
+    rule: Rule
+    until_decided: bool
+    first_batch: int
+    max_samples: int | None
+    max_repeats: int
+    noise_floor: bool
+    discordance: float | None
     workspace: Path
     seed: int
     limit: int | None
@@ -134,7 +155,28 @@ def load_config(
             )
     if values["suite"][0] is None:
         values["suite"] = (_default_suite(values["model"][0]), "default")
+    _check_together({name: value for name, (value, _) in values.items()})
     return _build(values)
+
+
+def _check_together(values: Mapping[str, Any]) -> None:
+    """Refuse settings that contradict each other or would be ignored."""
+    until_decided = values["until_decided"]
+    problems = {
+        "limit cannot stand beside until_decided: give max_samples instead, which bounds how many "
+        "questions are asked": until_decided and values["limit"] is not None,
+        "rule: threshold cannot stand beside until_decided: observed drops give no ground to stop "
+        "early; leave one of the two out": until_decided and values["rule"] == Rule.THRESHOLD,
+        "max_samples needs until_decided; to ask only the first documents, give limit": (
+            values["max_samples"] is not None and not until_decided
+        ),
+        "max_repeats needs until_decided": values["max_repeats"] > 1 and not until_decided,
+        "threshold must be under 1 beside rule: noninferiority: no drop is larger": (
+            values["threshold"] == 1 and values["rule"] == Rule.NONINFERIORITY
+        ),
+    }
+    if found := [problem for problem, holds in problems.items() if holds]:
+        raise Failure(FailureClass.USER_CONFIG_ERROR, "; ".join(found))
 
 
 def _default_suite(model: str) -> str:
@@ -180,6 +222,13 @@ def _build(values: Mapping[str, tuple[Any, str]]) -> Config:
         suite=plain["suite"],
         threshold=plain["threshold"],
         relative=plain["relative"],
+        rule=Rule(plain["rule"]),
+        until_decided=plain["until_decided"],
+        first_batch=plain["first_batch"],
+        max_samples=plain["max_samples"],
+        max_repeats=plain["max_repeats"],
+        noise_floor=plain["noise_floor"],
+        discordance=plain["discordance"],
         workspace=Path(os.path.expanduser(plain["workspace"])).absolute(),  # noqa: PTH111
         seed=plain["seed"],
         limit=plain["limit"],

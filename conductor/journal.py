@@ -106,7 +106,7 @@ class Journal:
         """Return the log of the stage's latest attempt: its worker's, else a server's, or None."""
         if self.stages[stage].attempts == 0:
             return None
-        logs = sorted(self.attempt_dir(stage).glob("*.log"))
+        logs = sorted(self.attempt_dir(stage).rglob("*.log"), reverse=True)
         return next((log for log in logs if log.name == "stdout.log"), next(iter(logs), None))
 
     def start(self, stage: Stage) -> None:

@@ -22,6 +22,7 @@ from conductor.config import Config
 from conductor.failure import Failure
 from conductor.files import write_json, write_text
 from conductor.journal import Clock, Journal
+from conductor.noise_floor import say_noise_floor
 from conductor.release_state import Release, World
 from conductor.stages import STAGE_FUNCTIONS, StageFunction
 from gates import TRIAGE, FailureClass, Triage, Verdict
@@ -121,8 +122,9 @@ class Conductor:
             if failure is error:
                 raise
             raise failure from error
-        detail = "; ".join(f"{gate}: {verdict.detail}" for gate, verdict in verdicts.items())
-        self._finish(release, stage, State.DONE, detail, None)
+        found = [f"{gate}: {verdict.detail}" for gate, verdict in verdicts.items()]
+        found += _remarks(release, stage)
+        self._finish(release, stage, State.DONE, "; ".join(found), None)
 
     def _keep(self, release: Release, verdicts: Mapping[str, Verdict]) -> None:
         for gate, verdict in verdicts.items():
@@ -173,7 +175,17 @@ def _result_document(release: Release, verdicts: Mapping[str, Verdict]) -> dict[
     document: dict[str, Any] = {"status": "ok"}
     if verdicts:
         return document | {"verdicts": {gate: v.passed for gate, v in verdicts.items()}}
-    return document | {"plan": release.plan.document()}
+    document |= {"plan": release.plan.document()}
+    return document | ({"outlook": release.outlook.document()} if release.outlook else {})
+
+
+def _remarks(release: Release, stage: Stage) -> list[str]:
+    """Return what a person should know of a stage besides its verdicts."""
+    if stage is Stage.SETUP and release.outlook and release.outlook.warning:
+        return [f"warning: {release.outlook.warning} (day0 plan shows the tasks)"]
+    if stage is Stage.BASELINE_EVAL and release.noise_floor:
+        return [say_noise_floor(release.noise_floor)]
+    return []
 
 
 def _classified(error: Exception, run_dir: Path) -> Failure | GateFailed:

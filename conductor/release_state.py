@@ -18,6 +18,7 @@ from conductor.environments.builder import Environments
 from conductor.failure import Failure
 from conductor.journal import Journal
 from conductor.models import Model
+from conductor.planning import Outlook
 from conductor.probes.lm_eval import EvaluationResults
 from conductor.probes.machine import Machine, probe_machine
 from conductor.suites import Suite
@@ -66,27 +67,51 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """One side's evaluation: under which conditions, what came out, and the run summary."""
+    """One side's evaluation: how it was asked, what came out, and the run summary.
 
+    ``settings`` are what harness and engine were told, ``conditions`` those and what they say
+    themselves. ``samples`` is the samples document: what each question scored.
+    """
+
+    settings: Mapping[str, Any]
     conditions: Mapping[str, Any]
     results: EvaluationResults
+    samples: Mapping[str, Any]
     summary: Mapping[str, Any]
+    server_logs: frozenset[Path]
+
+    @property
+    def asked(self) -> dict[str, tuple[int, int]]:
+        """How many questions of each task were asked, of how many, where that is known."""
+        return {
+            name: (len(task["questions"]), task["size"])
+            for name, task in self.samples["tasks"].items()
+            if task["size"] is not None
+        }
 
 
 @dataclass(kw_only=True)
 class Release:
-    """One release in progress: what was asked for, what setup planned, what stages left."""
+    """One release in progress: what was asked for, what setup planned, what stages left.
+
+    ``batches`` hold the evaluations of each side round by round, ``evaluations`` all of a side put
+    together, and ``path`` what each look at them came to, where a release looks before it is done.
+    """
 
     config: Config
     journal: Journal
     world: World
     resolved: Plan | None = None
+    outlook: Outlook | None = None
     session: EngineSession | None = None
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     failures: list[tuple[Stage, Failure]] = field(default_factory=list)
     calibration: Mapping[str, Any] | None = None
     checkpoint_summary: Mapping[str, Any] | None = None
+    batches: dict[str, list[list[Evaluation]]] = field(default_factory=dict)
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
+    noise_floor: Mapping[str, Mapping[str, Any]] | None = None
+    path: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def plan(self) -> Plan:

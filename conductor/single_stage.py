@@ -18,6 +18,7 @@ from conductor.config import Config
 from conductor.engines import Sides
 from conductor.engines.opening import longest_request, open_session
 from conductor.engines.vllm import VllmSession
+from conductor.evaluation import evaluate, harness_settings
 from conductor.executors.local import Progress
 from conductor.failure import Failure
 from conductor.files import write_json
@@ -31,8 +32,6 @@ from conductor.preconditions import (
 from conductor.release_state import World
 from conductor.stages import (
     calibration_of,
-    evaluate,
-    harness_settings,
     judge_checkpoint,
     quantize,
     read_checkpoint,

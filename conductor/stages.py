@@ -8,29 +8,26 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import gates
 from conductor import compatibility, quantizers
 from conductor.chain import Stage
 from conductor.compatibility import Quantizer
-from conductor.config import Config
+from conductor.config import Config, Rule
 from conductor.engines import EngineSession, Sides
 from conductor.engines.opening import engine_version, longest_request, open_session
+from conductor.evaluation import evaluate, harness_settings, merge
 from conductor.executors.environ import worker_environ
 from conductor.executors.local import Progress, Worker, run_worker
 from conductor.failure import Failure
 from conductor.files import write_json
-from conductor.harnesses.lm_eval import (
-    HARNESS_ENVIRON,
-    MAY_DIFFER,
-    HarnessSettings,
-    evaluation_request,
-    metric_choices,
-)
+from conductor.harnesses.lm_eval import MAY_DIFFER
 from conductor.models import DEMO, Model, check_disk, resolve_model
+from conductor.noise_floor import compare_runs
+from conductor.planning import look_ahead
 from conductor.preconditions import (
     check_environment,
     check_parallel,
@@ -39,9 +36,18 @@ from conductor.preconditions import (
     environments_needed,
 )
 from conductor.probes.checkpoint import ProbeError, probe_checkpoint
-from conductor.probes.lm_eval import EvaluationResults, probe_results
+from conductor.probes.lm_eval import differing_questions
 from conductor.probes.servability import Target
 from conductor.release_state import Evaluation, Plan, Release, World
+from conductor.rounds import (
+    EVERYTHING,
+    Asked,
+    Batch,
+    Limits,
+    first_batch,
+    next_batch,
+    repeats_of,
+)
 from conductor.suites import Suite, load_suite
 from gates import FailureClass, Recipe, Verdict
 
@@ -49,14 +55,16 @@ DEMO_CALIBRATION = Path(__file__).parent / "demo" / "calibration.jsonl"
 # A release keeps the candidate (smaller than the source), samples, logs and tracking beside it.
 DISK_RESERVE_BYTES = 200 * 2**20
 
+SEEN_AT_A_LOOK = ("questions", "drop", "drop_lower", "drop_upper", "outcome")
+
 # The names under which verdicts are filed; one gate judges both evaluations.
 RUN_GATES: Mapping[str, str] = {"source": "baseline_run", "candidate": "candidate_run"}
 STAGE_GATES: Mapping[Stage, tuple[str, ...]] = {
     Stage.PTQ: ("ptq",),
     Stage.DEPLOY: ("canary",),
-    Stage.BASELINE_EVAL: ("baseline_run",),
+    Stage.BASELINE_EVAL: ("baseline_run", "external"),
     Stage.CANDIDATE_EVAL: ("candidate_run",),
-    Stage.COMPARE: ("conditions", "external", "compare", "verbosity"),
+    Stage.COMPARE: ("conditions", "compare", "verbosity"),
 }
 
 
@@ -85,6 +93,14 @@ def run_setup(release: Release, progress: Progress) -> dict[str, Verdict]:
     release.resolved = Plan(
         model=model, recipe=recipe, suite=suite, row=row, quantize_request=quantize_request
     )
+    if config.rule is Rule.NONINFERIORITY:
+        release.outlook = look_ahead(
+            suite,
+            threshold=config.threshold,
+            relative=config.relative,
+            discordance=config.discordance,
+            limit=config.max_samples or config.limit,
+        )
     return {}
 
 
@@ -225,162 +241,224 @@ def _session(release: Release) -> EngineSession:
 
 
 def run_baseline_eval(release: Release, progress: Progress) -> dict[str, Verdict]:
-    """Evaluate the source and ask gate_run."""
-    return _run_evaluation(release, Stage.BASELINE_EVAL, "source", progress)
+    """Evaluate the source, ask gate_run, and hold its scores against published ones."""
+    stage_dir = release.journal.attempt_dir(Stage.BASELINE_EVAL)
+    batch = _first_batch(release)
+    release.batches["source"] = []
+    _ask(release, "source", batch, _round_dir(release, stage_dir, 1, "source"), progress)
+    verdicts = {RUN_GATES["source"]: _judge_run(release, "source", stage_dir / "run-summary.json")}
+    if release.plan.suite.references:
+        verdicts["external"] = _judge_references(release)
+    if release.config.noise_floor and all(verdict.passed for verdict in verdicts.values()):
+        release.noise_floor = _measure_noise(release, batch, stage_dir / "noise-floor", progress)
+    return verdicts
 
 
 def run_candidate_eval(release: Release, progress: Progress) -> dict[str, Verdict]:
-    """Evaluate the candidate and ask gate_run."""
-    return _run_evaluation(release, Stage.CANDIDATE_EVAL, "candidate", progress)
+    """Evaluate the candidate and ask gate_run; with ``until_decided``, both sides in rounds."""
+    stage_dir = release.journal.attempt_dir(Stage.CANDIDATE_EVAL)
+    batch: Batch | None = _first_batch(release)
+    release.batches["candidate"] = []
+    del release.batches["source"][1:]  # an earlier attempt may have gone on
+    _put_together(release, "source")
+    release.path = []
+    number = 1
+    sides = ["candidate"]
+    verdicts: dict[str, Verdict] = {}
+    while batch is not None:
+        for side in sides:
+            where = _round_dir(release, stage_dir, number, side)
+            _ask(release, side, batch, where, progress)
+            summary = "run-summary.json" if side == "candidate" else f"run-summary-{side}.json"
+            verdicts[RUN_GATES[side]] = _judge_run(release, side, stage_dir / summary)
+        if not release.config.until_decided or not all(v.passed for v in verdicts.values()):
+            break
+        batch = _look(release, number)
+        number += 1
+        # Where only one server has room, the side that is up goes first.
+        sides = ["source", "candidate"] if sides[-1] == "source" else ["candidate", "source"]
+    return verdicts
 
 
-def _run_evaluation(
-    release: Release, stage: Stage, side: str, progress: Progress
-) -> dict[str, Verdict]:
-    stage_dir = release.journal.attempt_dir(stage)
-    evaluation = evaluate(
+def _first_batch(release: Release) -> Batch:
+    """Return what both sides are asked first: all, unless the release looks in between."""
+    if not release.config.until_decided:
+        return EVERYTHING
+    sizes = {task.name: task.samples for task in release.plan.suite.tasks.values()}
+    return first_batch(sizes, _limits(release.config))
+
+
+def _limits(config: Config) -> Limits:
+    return Limits(first_batch=config.first_batch, max_samples=config.max_samples)
+
+
+def _round_dir(release: Release, stage_dir: Path, number: int, side: str) -> Path:
+    if release.config.until_decided:
+        return stage_dir / f"round-{number}" / side
+    return stage_dir
+
+
+def _ask(release: Release, side: str, batch: Batch, where: Path, progress: Progress) -> None:
+    """Ask one side a batch, tasks that sample repeatedly; put it to what was asked before."""
+    first = _evaluate(release, side, batch, where, progress)
+    sampled = [name for name, task in first.samples["tasks"].items() if task["sampled"]]
+    again = repeats_of(batch, sampled, release.config.max_repeats)
+    release.batches[side].append([first])
+    for repeat in again:
+        place = where.with_name(f"{where.name}-repeat-{repeat.repeat}")
+        release.batches[side][-1].append(_evaluate(release, side, repeat, place, progress))
+    _put_together(release, side)
+
+
+def _put_together(release: Release, side: str) -> None:
+    parts = [part for asked in release.batches[side] for part in asked]
+    release.evaluations[side] = merge(parts, release.plan.suite)
+
+
+def _evaluate(
+    release: Release, side: str, batch: Batch, where: Path, progress: Progress
+) -> Evaluation:
+    plan = release.plan
+    return evaluate(
         _session(release),
         side,
-        release.plan.suite,
-        harness_settings(release.config, release.plan.suite, release.plan.model),
-        stage_dir,
+        plan.suite,
+        harness_settings(release.config, plan.suite, plan.model),
+        where,
         release.world,
         progress,
-    )
-    write_json(stage_dir / "run-summary.json", evaluation.summary)
-    release.evaluations[side] = evaluation
-    return {RUN_GATES[side]: gates.evaluate_run(evaluation.summary)}
-
-
-def harness_settings(config: Config, suite: Suite, model: Model) -> HarnessSettings:
-    """Return how the harness asks, for either side."""
-    return HarnessSettings(
-        seed=config.seed,
-        limit=config.limit,
-        concurrency=config.concurrency,
-        request_timeout_s=config.request_timeout_s,
-        max_length=longest_request(suite, model),
+        batch,
     )
 
 
-def evaluate(
-    session: EngineSession,
-    side: str,
-    suite: Suite,
-    settings: HarnessSettings,
-    stage_dir: Path,
-    world: World,
-    progress: Progress,
-) -> Evaluation:
-    """Evaluate one side on ``suite`` with lm-eval; return its settings, results and summary."""
-    backend = session.backend(side, stage_dir, progress)
-    results_dir = stage_dir / "results"
-    request = evaluation_request(suite, settings, backend, output_dir=results_dir)
-    environ = {
-        **worker_environ(world.environ, offline=suite.is_local),
-        **HARNESS_ENVIRON,
-        **session.secrets(side),
-    }
-    environment = "reference" if backend["backend"] == "in_process" else "evaluate"
-    with TemporaryDirectory(dir=stage_dir, prefix="datasets-cache-") as cache:
-        if suite.is_local:
-            # The datasets cache recognizes local files by their times, not by their content.
-            environ["HF_DATASETS_CACHE"] = cache
-        run_worker(
-            Worker(script="evaluate.py", interpreter=world.environments.interpreter(environment)),
-            stage_dir,
-            request,
-            environ=environ,
-            progress=progress,
-            still_useful=lambda: session.check(side),
+def _judge_run(release: Release, side: str, path: Path) -> Verdict:
+    summary = release.evaluations[side].summary
+    write_json(path, summary)
+    return gates.evaluate_run(summary)
+
+
+def _judge_references(release: Release) -> Verdict:
+    """Hold the source against its published scores, before anything is compared with it."""
+    suite, results = release.plan.suite, release.evaluations["source"].results
+    return gates.evaluate_external(
+        results.scores(),
+        suite.references,
+        scales={task.name: task.scale for task in suite.tasks.values()},
+        asked=release.evaluations["source"].asked,
+    )
+
+
+def _measure_noise(
+    release: Release, batch: Batch, where: Path, progress: Progress
+) -> dict[str, dict[str, Any]]:
+    """Ask the source once more, under a seed of its own, and compare it with itself."""
+    fresh = Batch(questions=batch.questions, repeat=release.config.max_repeats)
+    again = _evaluate(release, "source", fresh, where, progress)
+    verdict = gates.evaluate_run(again.summary)
+    if verdict.failure_class is not None:
+        raise Failure(verdict.failure_class, f"second run of the source: {verdict.detail}")
+    first_answers = release.batches["source"][0][0]
+    return compare_runs(first_answers.samples, again.samples)
+
+
+def _look(release: Release, number: int) -> Batch | None:
+    """Look at what was answered so far, keep what was seen, and say what to ask next."""
+    rows = judge_scores(release).per_task
+    release.path += [
+        {"round": number, "task": task, **{name: row.get(name) for name in SEEN_AT_A_LOOK}}
+        for task, row in rows.items()
+        if row.get("questions")
+    ]
+    samples = release.evaluations["source"].samples["tasks"]
+    wanted = _wanted_for_lengths(release)
+    asked = {
+        task: Asked(
+            questions=len(samples[task]["questions"]),
+            size=samples[task]["size"],
+            outcome=str(row["outcome"]),
+            wanted=wanted.get(task, 0),
         )
-    try:
-        results = probe_results(results_dir, choices=metric_choices(suite))
-    except ProbeError as error:
-        raise Failure(FailureClass.SAMPLE_ACCOUNTING_FAILED, str(error)) from None
-    _check_directions(suite, results)
-    return Evaluation(
-        conditions={
-            **request,
-            **{f"engine.{name}": value for name, value in session.settings(side).items()},
-            **_observed_conditions(results),
-        },
-        results=results,
-        summary=planned_summary(suite, settings.limit, results),
-    )
-
-
-def _check_directions(suite: Suite, results: EvaluationResults) -> None:
-    """Refuse a suite that calls better what the harness calls worse."""
-    for name, result in results.tasks.items():
-        task = suite.tasks.get(name)
-        if task and result.higher_is_better not in (None, task.higher_is_better):
-            raise Failure(
-                FailureClass.USER_CONFIG_ERROR,
-                f"suite {suite.path}: tasks.{name}.higher_is_better is {task.higher_is_better}, "
-                f"but lm-eval says {result.higher_is_better} of {result.metric}; correct it",
-            )
-
-
-def _observed_conditions(results: EvaluationResults) -> dict[str, Any]:
-    """Return what the harness recorded of how it asked, which may differ from what it was told."""
-    return {
-        **{f"harness.{name}": version for name, version in results.versions.items()},
-        **{f"tasks.{name}.version": task.version for name, task in results.tasks.items()},
-        **{f"tasks.{name}.shots": task.fewshot for name, task in results.tasks.items()},
+        for task, row in rows.items()
+        if row.get("questions")
     }
+    return next_batch(asked, _limits(release.config)) if len(asked) == len(rows) else None
 
 
-def planned_summary(suite: Suite, limit: int | None, results: EvaluationResults) -> dict[str, Any]:
-    """Return the run summary against what the suite planned.
-
-    A task that left no result is listed as failed. Where the suite says how many documents a task
-    has, that number must have been scored; otherwise it is the number that the harness set out to.
-    """
-    found = results.run_summary()["tasks"]
-    lost = {"status": "FAILED", "errors": ["no result was written"]}
-    tasks = {}
-    for task in suite.tasks.values():
-        entry = {**found.get(task.name, lost), "scale": task.scale}
-        if task.samples is not None:
-            entry["expected_samples"] = min(task.samples, limit or task.samples)
-        tasks[task.name] = entry
-    return {"tasks": tasks}
+def _wanted_for_lengths(release: Release) -> dict[str, int]:
+    """Return how many more questions the length of answers is to be judged on, by task."""
+    if not release.plan.suite.generation_tasks:
+        return {}
+    verdict = judge_lengths(release)
+    if verdict.failure_class is not FailureClass.INSUFFICIENT_EVIDENCE:
+        return {}
+    return {
+        task: more
+        for task, row in verdict.per_task.items()
+        if isinstance(more := row.get("more_questions"), int)
+    }
 
 
 def run_compare(release: Release, progress: Progress) -> dict[str, Verdict]:
-    """Compare conditions, the baseline with its references, scores, and lengths of answers."""
-    suite = release.plan.suite
+    """Compare conditions, scores, and lengths of answers."""
     progress(0, 0, "comparing")
-    sides = release.evaluations["source"], release.evaluations["candidate"]
-    baseline, candidate = (side.results for side in sides)
-    scales = {task.name: task.scale for task in suite.tasks.values()}
-    verdicts = {
-        "conditions": gates.evaluate_conditions(
-            sides[0].conditions, sides[1].conditions, may_differ=MAY_DIFFER
-        ),
-        "compare": gates.evaluate_comparison(
-            baseline.scores(),
-            candidate.scores(),
-            threshold=release.config.threshold,
-            relative=release.config.relative,
-            scales=scales,
-            directions={task.name: task.higher_is_better for task in suite.tasks.values()},
-        ),
-    }
-    if suite.references and release.config.limit is None:
-        # References are about whole benchmarks: a few documents are points off by chance alone.
-        verdicts["external"] = gates.evaluate_external(
-            baseline.scores(), suite.references, scales=scales
-        )
-    if suite.generation_tasks:
-        verdicts["verbosity"] = gates.evaluate_verbosity(
-            baseline.completion_tokens,
-            candidate.completion_tokens,
-            dropped_tasks=unmeasured_lengths(suite, release.evaluations.values()),
+    verdicts = {"conditions": _judge_conditions(release), "compare": judge_scores(release)}
+    if release.plan.suite.generation_tasks:
+        verdicts["verbosity"] = judge_lengths(release)
+    return verdicts
+
+
+def _judge_conditions(release: Release) -> Verdict:
+    """Compare how both sides were asked; of questions that differ, say how many and which first."""
+    source, candidate = (release.evaluations[side] for side in ("source", "candidate"))
+    verdict = gates.evaluate_conditions(
+        source.conditions, candidate.conditions, may_differ=MAY_DIFFER
+    )
+    if verdict.passed:
+        return verdict
+    differing = differing_questions(source.results, candidate.results)
+    return replace(verdict, detail="; ".join([verdict.detail, *differing.values()]))
+
+
+def judge_lengths(release: Release) -> Verdict:
+    """Compare the lengths of both sides' answers: by intervals, or by means for bare scores."""
+    source, candidate = (release.evaluations[side] for side in ("source", "candidate"))
+    unmeasured = unmeasured_lengths(release.plan.suite, release.evaluations.values())
+    if release.config.rule is Rule.THRESHOLD:
+        return gates.evaluate_verbosity(
+            source.results.completion_tokens,
+            candidate.results.completion_tokens,
+            dropped_tasks=unmeasured,
             found_artifacts=True,
         )
-    return verdicts
+    return gates.evaluate_output_lengths(
+        source.samples, candidate.samples, dropped_tasks=unmeasured
+    )
+
+
+def judge_scores(release: Release) -> Verdict:
+    """Compare both sides by the configured rule, over everything that was asked so far."""
+    config, suite = release.config, release.plan.suite
+    source, candidate = (release.evaluations[side] for side in ("source", "candidate"))
+    scales = {task.name: task.scale for task in suite.tasks.values()}
+    directions = {task.name: task.higher_is_better for task in suite.tasks.values()}
+    if config.rule is Rule.THRESHOLD:
+        return gates.evaluate_comparison(
+            source.results.scores(),
+            candidate.results.scores(),
+            threshold=config.threshold,
+            relative=config.relative,
+            scales=scales,
+            directions=directions,
+        )
+    return gates.evaluate_noninferiority(
+        {**source.samples, "checkpoint": str(release.plan.model.path)},
+        {**candidate.samples, "checkpoint": str(release.checkpoint)},
+        threshold=config.threshold,
+        relative=config.relative,
+        scales=scales,
+        directions=directions,
+        sequential=config.until_decided,
+    )
 
 
 def unmeasured_lengths(suite: Suite, evaluations: Iterable[Evaluation]) -> list[str]:

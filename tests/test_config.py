@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from conductor.compatibility import Engine, Quantizer
-from conductor.config import DEFAULTS, load_config
+from conductor.config import DEFAULTS, Rule, load_config
 from conductor.failure import Failure
 
 
@@ -65,6 +65,39 @@ def test_bad_files_are_refused_by_name(tmp_path: Path, text: str, words: str) ->
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Failure, match=r"absent\.yaml.*check the path"):
         load_config(tmp_path / "absent.yaml", {})
+
+
+def test_settings_of_the_comparison(tmp_path: Path) -> None:
+    text = "until_decided: true\nmax_samples: 500\nmax_repeats: 3\nnoise_floor: true\n"
+    given = {"model": "demo", "recipe": "int8"}
+    config = load_config(write(tmp_path, text), given)
+    assert (config.until_decided, config.first_batch, config.max_samples) == (True, 200, 500)
+    assert (config.max_repeats, config.noise_floor, config.discordance) == (3, True, None)
+    assert (config.rule, load_config(None, given).until_decided) == (Rule.NONINFERIORITY, False)
+    assert load_config(None, {**given, "rule": Rule.THRESHOLD}).rule is Rule.THRESHOLD
+
+
+CONTRADICTIONS: list[Any] = [
+    pytest.param({"until_decided": True, "limit": 5}, "max_samples instead", id="limit-and-rounds"),
+    pytest.param(
+        {"until_decided": True, "rule": Rule.THRESHOLD}, "no ground to stop", id="bare-and-rounds"
+    ),
+    pytest.param({"max_samples": 5}, "max_samples needs", id="most-without-rounds"),
+    pytest.param({"max_repeats": 2}, "max_repeats needs", id="repeats-without-rounds"),
+    pytest.param({"threshold": 1.0}, "threshold must be under 1", id="threshold-is-the-scale"),
+    pytest.param({"rule": "guess"}, "rule", id="no-such-rule"),
+    pytest.param({"first_batch": 0}, "first_batch", id="empty-batch"),
+    pytest.param({"discordance": 1.5}, "discordance", id="discordance-above-1"),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), CONTRADICTIONS)
+def test_settings_that_contradict_each_other_are_refused(
+    options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(Failure) as caught:
+        load_config(None, {"model": "demo", "recipe": "int8", **options})
+    assert words in caught.value.message
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.1, 1.1])

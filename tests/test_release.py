@@ -30,9 +30,9 @@ GATES = {
     Stage.SETUP: (),
     Stage.PTQ: ("ptq",),
     Stage.DEPLOY: ("canary",),
-    Stage.BASELINE_EVAL: ("baseline_run",),
+    Stage.BASELINE_EVAL: ("baseline_run", "external"),
     Stage.CANDIDATE_EVAL: ("candidate_run",),
-    Stage.COMPARE: ("conditions", "external", "compare", "verbosity"),
+    Stage.COMPARE: ("conditions", "compare", "verbosity"),
 }
 
 
@@ -44,10 +44,9 @@ class SilentObserver:
 
 def verdict(gate: str, failure_class: FailureClass | None = None) -> Verdict:
     check = Check(subject="x", observed=0, limit=0, passed=failure_class is None)
-    rows = {
-        task: {"drop": 0.0, "drop_fraction": 0.0, "limit": 0.01, "within_threshold": True}
-        for task in (load_suite("demo").tasks if gate == "compare" else ())
-    }
+    row = {"drop": 0.0, "drop_fraction": 0.0, "limit": 0.01, "within_threshold": True}
+    row |= {"outcome": "pass", "drop_upper": 0.004, "drop_lower": -0.004}
+    rows = dict.fromkeys(load_suite("demo").tasks if gate == "compare" else (), row)
     return Verdict(
         gate=gate,
         checks=(check,),
@@ -97,7 +96,14 @@ def evaluation(suite: Suite) -> Evaluation:
     results = EvaluationResults(
         tasks=tasks, completion_tokens={}, model="m", versions={}, results_file=Path("r")
     )
-    return Evaluation(conditions={}, results=results, summary={})
+    return Evaluation(
+        settings={},
+        conditions={},
+        results=results,
+        samples={"tasks": {}},
+        summary={},
+        server_logs=frozenset(),
+    )
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from conductor.suites import BUILT_IN
 
 pytestmark = pytest.mark.tools
 
-GATES = ["ptq", "canary", "baseline_run", "candidate_run", "conditions", "external", "compare"]
+GATES = ["ptq", "canary", "baseline_run", "external", "candidate_run", "conditions", "compare"]
 
 
 def test_int8_on_vllm_is_accepted(workspace: Path) -> None:
@@ -64,13 +64,60 @@ def assert_tracked(report: dict[str, Any]) -> None:
     }
 
 
-def test_nvfp4_on_the_reference_engine_regresses(workspace: Path) -> None:
-    done = run_day0("release", "demo", "--recipe", "nvfp4", "--workspace", str(workspace), "--json")
+def test_w4a16_in_process_regresses(workspace: Path) -> None:
+    done = run_day0(
+        *("release", "demo", "--recipe", "w4a16", "--engine", "transformers"),
+        *("--workspace", str(workspace), "--json"),
+    )
     report = done.report
     assert (done.exit_code, report["decision"]) == (1, "REGRESSION"), done.stderr
+    assert report["failure_class"] == "ACCURACY_REGRESSION"
+    (addition,) = [task for task in report["tasks"] if task["task"] == "demo_addition"]
+    assert addition["outcome"] == "fail"
+    assert addition["drop_lower"] > addition["limit"]
+    assert addition["lost"] > addition["gained"]
+
+
+def test_nvfp4_in_process_is_undecided_and_says_what_would_decide_it(workspace: Path) -> None:
+    done = run_day0("release", "demo", "--recipe", "nvfp4", "--workspace", str(workspace), "--json")
+    report = done.report
+    assert (done.exit_code, report["decision"]) == (3, "ANOMALOUS"), done.stderr
+    assert report["failure_class"] == "INSUFFICIENT_EVIDENCE"
     assert report["engine"]["name"] == "transformers"
     assert report["engine"]["emulated"]
-    assert any(task["within_threshold"] is False for task in report["tasks"])
+    undecided = [task for task in report["tasks"] if task["outcome"] == "undecided"]
+    assert undecided
+    for task in undecided:
+        assert task["drop_lower"] < task["limit"] * 2
+        assert task["drop_upper"] > task["limit"]
+        assert task["needed"]["more_questions_if_lossless"] is not None
+
+
+def test_a_release_asks_until_it_is_decided(workspace: Path) -> None:
+    done = run_day0(
+        *("release", "demo", "--recipe", "int8", "--until-decided", "--first-batch", "100"),
+        *("--threshold", "0.03", "--noise-floor", "--workspace", str(workspace), "--json"),
+    )
+    report = done.report
+    assert (done.exit_code, report["decision"]) == (0, "ACCEPT"), done.stderr
+    assert report["publish"] == "publish"
+    last = {look["task"]: look for look in report["path"]}
+    assert {look["outcome"] for look in last.values()} == {"pass"}
+    assert max(look["round"] for look in report["path"]) > 1
+    for task in report["tasks"]:
+        assert task["questions"] == task["samples"] == last[task["task"]]["questions"] < 1000
+        assert task["method"] == "betting"
+        assert task["drop_upper"] < task["limit"]
+    assert {row["questions"] for row in report["noise_floor"].values()} == {100}
+    rounds = Path(report["paths"]["run"]) / "stages" / "candidate_eval" / "round-2"
+    planned = [
+        json.loads((rounds / side / "results" / "planned.json").read_text())
+        for side in ("source", "candidate")
+    ]
+    assert planned[0] == planned[1]
+    asked = json.loads((rounds / "source" / "request.json").read_text())["questions"]
+    assert {part["from"] for part in asked.values()} == {100}
+    assert all(len(planned[0][task]["documents"]) == 60 for task in asked)
 
 
 def test_a_recipe_that_covers_nothing_is_infeasible_before_any_server(workspace: Path) -> None:
@@ -96,6 +143,8 @@ def test_a_baseline_far_from_its_reference_is_anomalous(workspace: Path) -> None
     report = done.report
     assert (done.exit_code, report["decision"]) == (3, "ANOMALOUS"), done.stderr
     assert report["failure_class"] == "EXTERNAL_BASELINE_MISMATCH"
+    states = {stage["name"]: stage["state"] for stage in report["stages"]}
+    assert (states["baseline_eval"], states["candidate_eval"]) == ("failed", "pending")
 
 
 def test_settings_under_which_no_server_gets_healthy_abort(workspace: Path, tmp_path: Path) -> None:

@@ -52,5 +52,8 @@ class EngineSession(Protocol):
     def settings(self, side: str) -> Mapping[str, Any]:
         """Return the resolved settings under which ``side`` answers."""
 
+    def log(self, side: str) -> Path | None:
+        """Return the log of the server that answers for ``side``, or None where none does."""
+
     def close(self) -> None:
         """End everything that was started."""

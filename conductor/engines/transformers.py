@@ -97,5 +97,9 @@ class TransformersSession:
         """Return what decides how a checkpoint answers."""
         return {"engine": "transformers", "device": self._device, "dtype": self._dtype}
 
+    def log(self, side: str) -> Path | None:
+        """There is no server."""
+        return None
+
     def close(self) -> None:
         """Nothing was started."""

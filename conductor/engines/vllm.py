@@ -358,6 +358,10 @@ class VllmSession:
             "served_max_model_len": served.get("max_model_len"),
         }
 
+    def log(self, side: str) -> Path | None:
+        """Return the log of the server of ``side``; it starts with the server."""
+        return self._servers[side].log
+
     def close(self) -> None:
         """End every server."""
         for server in self._servers.values():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from conductor.probes.lm_eval import NULL_ANSWER, MetricChoice
+from conductor.rounds import Batch
 from conductor.suites import Suite
 
 # What may differ between the two sides' requests: where the model is, and where results go.
@@ -29,12 +30,21 @@ class HarnessSettings:
 
 
 def evaluation_request(
-    suite: Suite, settings: HarnessSettings, backend: Mapping[str, Any], output_dir: Path
+    suite: Suite,
+    settings: HarnessSettings,
+    backend: Mapping[str, Any],
+    output_dir: Path,
+    batch: Batch,
 ) -> dict[str, Any]:
     """Return the request for ``workers/evaluate.py``; ``backend`` comes from the engine."""
     return {
-        "tasks": {task.name: task.fewshot for task in suite.tasks.values()},
-        "generation_tasks": suite.generation_tasks,
+        "tasks": {
+            task.name: task.fewshot
+            for task in suite.tasks.values()
+            if batch.questions is None or task.name in batch.questions
+        },
+        "sizes": {task.name: task.samples for task in suite.tasks.values()},
+        **batch.document(),
         "include_path": str(suite.include_path) if suite.include_path else None,
         "apply_chat_template": suite.apply_chat_template,
         "generation": dict(suite.generation) or None,

@@ -2,14 +2,18 @@
 
 Uses the Python interface rather than the command line: the task index is built from the suite's
 own directory when it holds every task (0.06 s instead of 7 to 8 s), and progress can be reported.
-The files are lm-eval's own: ``results_*.json`` and one ``samples_*.jsonl`` per task.
+The files are lm-eval's own: ``results_*.json`` and one ``samples_*.jsonl`` per task, whose rows
+also hold why each answer ended and its length in tokens. Beside them lie ``planned.json`` (what was
+to be asked, written before anything is), ``completion_tokens.json`` and ``harness_facts.json``.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ REPORT_EVERY_S = 1.0
 # What stands for an answer of null, which lm-eval would otherwise score as an empty text.
 NULL_ANSWER = os.environ["LMEVAL_MODEL_NONE_ANSWER_PLACEHOLDER"]
 BOOTSTRAP_DRAWS = 1000  # for metrics that are no means; standard errors of means are exact
+DEFAULT_ANSWER_TOKENS = 256  # lm-eval's own limit where a task names none
 
 
 def report_progress_bars(progress: Progress) -> None:
@@ -51,6 +56,58 @@ def report_progress_bars(progress: Progress) -> None:
     huggingface.tqdm = reporting(tqdm.tqdm)
 
 
+class Answer(str):
+    """What a model wrote, and why it ended: ``stop``, ``length``, or what the server says."""
+
+    finish_reason: str | None = None
+
+    @classmethod
+    def of(cls, text: str, finish_reason: str | None) -> Answer:
+        """Return the text with the reason beside it."""
+        answer = cls(text)
+        answer.finish_reason = finish_reason
+        return answer
+
+
+def keep_finish_reasons() -> None:
+    """Let the answers of lm-eval's models carry why they ended; lm-eval keeps the text alone."""
+    from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+    def parse_generations(outputs: Any, **kwargs: Any) -> list[Answer | None]:
+        replies = outputs if isinstance(outputs, list) else [outputs]
+        choices = [
+            choice
+            for reply in replies
+            for choice in sorted(reply["choices"], key=lambda choice: choice["index"])
+        ]
+        return [
+            None
+            if choice["text"] is None
+            else Answer.of(choice["text"], choice.get("finish_reason"))
+            for choice in choices
+        ]
+
+    LocalCompletionsAPI.parse_generations = staticmethod(parse_generations)
+    try:
+        import lm_eval.models.huggingface as huggingface
+    except ImportError:  # the environment for endpoints has no torch
+        return
+    decode, shorten = huggingface.HFLM.tok_decode, huggingface.postprocess_generated_text
+
+    def tok_decode(self: Any, tokens: Any, *args: Any, **kwargs: Any) -> Answer:
+        ended = isinstance(tokens, list) and self.eot_token_id in tokens
+        return Answer.of(decode(self, tokens, *args, **kwargs), "stop" if ended else None)
+
+    def postprocess(generation: Answer, stop: list[str], **kwargs: Any) -> Answer:
+        # In process nothing says why an answer ended; one without any end was cut off.
+        ended = generation.finish_reason or any(term in generation for term in stop if term)
+        text = shorten(generation=generation, stop=stop, **kwargs)
+        return Answer.of(text, "stop" if ended else "length")
+
+    huggingface.HFLM.tok_decode = tok_decode
+    huggingface.postprocess_generated_text = postprocess
+
+
 def model_arguments(request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """Return lm-eval's model type and arguments for the requested backend."""
     match request["backend"]:
@@ -65,7 +122,7 @@ def model_arguments(request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
                 "max_retries": 3,
                 "timeout": request["timeout_s"],
                 "max_length": request["max_length"],
-                "seed": request["seed"],
+                "seed": request["seed"] + request["repeat"],
             }
         case "in_process":
             return "hf", {
@@ -79,20 +136,7 @@ def model_arguments(request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
             raise WorkerFailure("USER_CONFIG_ERROR", f"unknown evaluation backend {other!r}")
 
 
-def count_completion_tokens(samples: dict[str, Any], tasks: list[str], tokenizer: Any) -> Any:
-    """Return {task: {mean, count}} of completion lengths in tokens of the source tokenizer."""
-    lengths = {}
-    for task in tasks:
-        answers = {row["doc_id"]: row["resps"][0][0] for row in samples[task]}
-        texts = [text for text in answers.values() if text != NULL_ANSWER]
-        if texts:
-            tokens = tokenizer(texts, add_special_tokens=False)["input_ids"]
-            mean = sum(len(ids) for ids in tokens) / len(texts)
-            lengths[task] = {"mean": mean, "count": len(texts)}
-    return lengths
-
-
-def load_tasks(manager: Any, shots: dict[str, int | None]) -> list[Any]:
+def load_tasks(manager: Any, shots: dict[str, int | None]) -> dict[str, Any]:
     """Load the tasks; a number of shots given by the suite overrides the task's own."""
     tasks = manager.load(list(shots))["tasks"]
     if groups := sorted(shots.keys() - tasks.keys()):
@@ -104,18 +148,145 @@ def load_tasks(manager: Any, shots: dict[str, int | None]) -> list[Any]:
     for name, task in tasks.items():
         if shots[name] is not None:
             task.set_config(key="num_fewshot", value=shots[name])
-    return list(tasks.values())
+    return dict(tasks)
+
+
+def choose_questions(
+    name: str, size: int, wanted: Mapping[str, int] | None, request: dict[str, Any]
+) -> list[int]:
+    """Return the documents of one task to ask, in their order: drawn by lot, or the first ones.
+
+    The lot depends on the seed and the task alone, so that both sides and all rounds share it.
+    """
+    if wanted is None:
+        return list(range(size))[: request["limit"]]
+    lot = random.Random(f"{request['seed']}:{name}")  # noqa: S311 - anybody can draw it again
+    order = lot.sample(range(size), size)
+    return order[wanted["from"] : wanted["to"]]
+
+
+def plan_questions(tasks: Mapping[str, Any], request: dict[str, Any]) -> dict[str, Any]:
+    """Return what is to be asked: {task: {version, size, documents in order, repeat}}."""
+    from lm_eval.utils import handle_non_serializable, hash_string
+
+    planned = {}
+    for name, task in tasks.items():
+        documents = task.eval_docs
+        stated = request["sizes"][name]
+        if stated not in (None, len(documents)):
+            raise WorkerFailure(
+                "SAMPLE_ACCOUNTING_FAILED",
+                f"the suite says that {name} has {stated} documents, and {len(documents)} were "
+                "found; correct its `samples`, or find out what became of its data",
+            )
+        chosen = choose_questions(
+            name, len(documents), (request["questions"] or {}).get(name), request
+        )
+        planned[name] = {
+            "version": task.VERSION,
+            "size": len(documents),
+            "documents": {
+                # As lm-eval hashes the documents that it logs.
+                str(number): hash_string(
+                    json.dumps(
+                        documents[number],
+                        indent=2,
+                        default=handle_non_serializable,
+                        ensure_ascii=False,
+                    )
+                )
+                for number in chosen
+            },
+            "repeat": request["repeat"],
+        }
+    return planned
+
+
+def complete_rows(
+    samples: dict[str, list[dict[str, Any]]],
+    tasks: Mapping[str, Any],
+    planned: Mapping[str, Any],
+    tokenizer: Any,
+) -> dict[str, Any]:
+    """Put rows into the order asked, with what lm-eval leaves out; return completion lengths.
+
+    Rows get ``repeat``; those of generated answers also ``finish_reasons`` and
+    ``completion_tokens``, one per answer, in tokens of the source tokenizer.
+    """
+    lengths = {}
+    for name, rows in samples.items():
+        order = {int(number): at for at, number in enumerate(planned[name]["documents"])}
+        rows.sort(key=lambda row: order[row["doc_id"]])
+        counts: dict[int, list[int]] = {}
+        for row in rows:
+            row["repeat"] = planned[name]["repeat"]
+            if tasks[name].OUTPUT_TYPE == "generate_until":
+                answers = list(generated(row["resps"]))
+                if row["doc_id"] not in counts:
+                    counts[row["doc_id"]] = [
+                        0 if answer == NULL_ANSWER else len(ids)
+                        for answer, ids in zip(answers, encode(tokenizer, answers), strict=True)
+                    ]
+                row["completion_tokens"] = counts[row["doc_id"]]
+                row["finish_reasons"] = [
+                    getattr(answer, "finish_reason", None) for answer in answers
+                ]
+        means = [sum(each) / len(each) for each in counts.values() if each]
+        if means:
+            lengths[name] = {"mean": sum(means) / len(means), "count": len(means)}
+    return lengths
+
+
+def generated(resps: Any) -> Iterator[str]:
+    """Yield every answer of a row, however deep lm-eval nests them."""
+    for each in resps:
+        if isinstance(each, str):
+            yield each
+        else:
+            yield from generated(each)
+
+
+def encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """Return the tokens of each text."""
+    ids: list[list[int]] = tokenizer([*texts], add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def count_overflows(
+    tasks: Mapping[str, Any], tokenizer: Any, max_length: int | None
+) -> dict[str, int]:
+    """Return how many documents of each task had a prompt cut off to fit ``max_length`` tokens."""
+    if max_length is None:
+        return {}
+    overflows = {}
+    for name, task in tasks.items():
+        cut = set()
+        for instance in task.instances:
+            match task.OUTPUT_TYPE, instance.args:
+                case "generate_until", (str(prompt), dict(options), *_):
+                    room = max_length - options.get("max_gen_toks", DEFAULT_ANSWER_TOKENS)
+                case "loglikelihood" | "multiple_choice", (str(context), str(continuation)):
+                    prompt, room = context + continuation, max_length
+                case _:
+                    continue  # a rolling likelihood is taken in windows, and images have no length
+            # A text has at most as many tokens as bytes.
+            if len(prompt.encode()) > room and len(encode(tokenizer, [prompt])[0]) > room:
+                cut.add(instance.doc_id)
+        overflows[name] = len(cut)
+    return overflows
 
 
 def evaluate(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
-    """Run the suite and save results, samples and completion lengths under ``output_dir``."""
+    """Run the suite and save results, samples and facts about them under ``output_dir``."""
     started = time.monotonic()
     progress(0, 0, "loading lm-eval")
     from lm_eval import __version__, simple_evaluate
     from lm_eval.loggers import EvaluationTracker
     from lm_eval.tasks import TaskManager
+    from transformers import AutoTokenizer
 
     report_progress_bars(progress)
+    keep_finish_reasons()
     include_path = request["include_path"]
     if include_path:
         os.chdir(include_path)  # task files name their data relative to their own directory
@@ -130,16 +301,21 @@ def evaluate(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
             f"lm-eval {__version__} has no task {', '.join(missing)}; correct the suite's task "
             "names or point its include_path at the task files",
         )
+    tasks = load_tasks(manager, request["tasks"])
+    planned = plan_questions(tasks, request)
+    output = Path(request["output_dir"])
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / "planned.json", planned)
     tracker = EvaluationTracker(output_path=request["output_dir"])
     model, arguments = model_arguments(request)
     arguments = {name: value for name, value in arguments.items() if value is not None}
     results = simple_evaluate(
         model=model,
         model_args=arguments,
-        tasks=load_tasks(manager, request["tasks"]),
+        tasks=list(tasks.values()),
         batch_size=request["batch_size"],
         device=request["device"],
-        limit=request["limit"],
+        samples=parts_to_ask(planned),
         apply_chat_template=request["apply_chat_template"],
         gen_kwargs=request["generation"],
         task_manager=manager,
@@ -148,22 +324,34 @@ def evaluate(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
         bootstrap_iters=BOOTSTRAP_DRAWS,
         random_seed=request["seed"],
         numpy_random_seed=request["seed"],
-        torch_random_seed=request["seed"],
+        torch_random_seed=request["seed"] + request["repeat"],
         fewshot_random_seed=request["seed"],
     )
     samples = results.pop("samples")
+    tokenizer = AutoTokenizer.from_pretrained(request["tokenizer"])
+    lengths = complete_rows(samples, tasks, planned, tokenizer)
     save(tracker, results, samples)
-    lengths = {}
-    if request["generation_tasks"]:
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(request["tokenizer"])
-        lengths = count_completion_tokens(samples, request["generation_tasks"], tokenizer)
-    write_json(Path(request["output_dir"]) / "completion_tokens.json", lengths)
+    write_json(output / "completion_tokens.json", lengths)
+    overflows = count_overflows(tasks, tokenizer, request["max_length"])
+    write_json(output / "harness_facts.json", {"context_overflow": overflows})
     return {
         "results_dir": request["output_dir"],
+        "sizes": {name: plan["size"] for name, plan in planned.items()},
         "lm_eval_version": __version__,
         "seconds": time.monotonic() - started,
+    }
+
+
+def parts_to_ask(planned: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Return the documents to ask of each task that is not asked whole.
+
+    In ascending order: lm-eval walks a task in its own order and numbers what it meets by this
+    list.
+    """
+    return {
+        name: sorted(map(int, plan["documents"]))
+        for name, plan in planned.items()
+        if len(plan["documents"]) < plan["size"]
     }
 
 
