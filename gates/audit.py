@@ -114,11 +114,16 @@ class RepeatAudit:
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """The samples of one task. ``plan`` says where it is known from what was to be asked."""
+    """The samples of one task. ``plan`` says where it is known from what was to be asked.
+
+    ``rows_as_written`` tells whether the rows are those that the harness hashed.
+    """
 
     filters: Mapping[str, FilterAudit]
     answers: AnswerAudit
     recomputed_score: float | None
+    recomputed_stderr: float | None
+    rows_as_written: bool | None
     repeats: RepeatAudit | None
     context_overflow: int | None
     plan: str | None
@@ -133,6 +138,8 @@ class Audit:
             filters={name: FilterAudit.parse(e, join(place, name)) for name, e in filters.items()},
             answers=AnswerAudit.parse(field(document, "answers", path), join(path, "answers")),
             recomputed_score=_known(document, "recomputed_score", path, number),
+            recomputed_stderr=_known(document, "recomputed_stderr", path, number),
+            rows_as_written=_known(document, "rows_as_written", path, boolean),
             repeats=_known(document, "repeats", path, RepeatAudit.parse),
             context_overflow=_known(document, "context_overflow", path, count),
             plan=_known(document, "plan", path, text),

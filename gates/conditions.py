@@ -17,6 +17,12 @@ GATE = "conditions"
 
 _ABSENT = object()
 
+_VALUES_SHOWN = 3
+"""Differences that are told with both values; the checks have those of all."""
+
+_VALUE_CHARACTERS = 30
+"""Longest value that is told: a digest, which is longer, says nothing to a reader."""
+
 _DEEPEST = 64
 """Levels of lists and mappings within a setting; real configurations have under ten."""
 
@@ -39,17 +45,28 @@ def evaluate_conditions(
     except EvidenceError as error:
         return Verdict.refused(GATE, error)
     checks = [_check(name, *(side.get(name, _ABSENT) for side in sides)) for name in fields]
-    different = [check.subject for check in checks if not check.passed]
+    different = [check for check in checks if not check.passed]
     return Verdict(
         gate=GATE,
         checks=tuple(checks),
         failure_class=FailureClass.CONDITIONS_DIFFER if different else None,
         decision=Decision.ANOMALOUS if different else None,
         detail=(
-            f"the two sides differ in {', '.join(different)}"
+            f"the two sides differ in {_named(different)}"
             if different
             else f"all {len(checks)} settings equal on both sides"
         ),
+    )
+
+
+def _named(different: list[Check]) -> str:
+    """Name what differs, with the values where they are few and short."""
+    few = len(different) <= _VALUES_SHOWN
+    return ", ".join(
+        f"{check.subject} ({check.limit} for the baseline, {check.observed} for the candidate)"
+        if few and max(len(str(check.limit)), len(str(check.observed))) <= _VALUE_CHARACTERS
+        else check.subject
+        for check in different
     )
 
 

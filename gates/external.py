@@ -166,6 +166,8 @@ def _parts(value: object, measured: Mapping[str, float]) -> dict[str, int]:
         asked, size = (
             evidence.count(number, f"{path}[{i}]", minimum=1) for i, number in enumerate(numbers)
         )
+        if asked > size:
+            raise EvidenceError(path, f"{asked} questions were asked of a benchmark of {size}")
         if asked < size:
             parts[task] = asked
     return parts

@@ -4,6 +4,8 @@ Means over samples hide how much of a change is chance. Where the length of ever
 both sides, the relative change of the mean has an interval: a task passes when both its one-sided
 bounds are within the limit (two one-sided tests, Schuirmann 1987, which need no correction), and
 fails when a bound, at a confidence corrected for the number of tasks (Bonferroni), is beyond it.
+Lengths vary little until one answer runs on, so no bound is nearer than the share of questions that
+may have escaped, each with the longest answer seen on one side and none on the other.
 Otherwise more questions are needed, and the verdict says how many. Questions must be the same on
 both sides.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 
 from gates import evidence
 from gates.beside import finite
@@ -29,9 +32,10 @@ from gates.samples import TaskSamples, parse_samples
 from gates.verbosity import GATE, dropped_of, short_output_warning
 from gates.verdict import Check, FailureClass, Verdict
 
-_MOST_WIDTHS = 1e6
-"""How much too wide an interval may be for a number of questions to be named: the number would be
-a million million times what was asked."""
+_CERTAIN = NormalDist().inv_cdf(CONFIDENCE)
+
+_MOST_UNITS = 1e12
+"""Questions, or clusters, beyond which a number needed is not worth naming."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +43,17 @@ class _Change:
     """One task's change of the mean length, a fraction, with one-sided bounds."""
 
     questions: int
+    units: int
     tokens: tuple[float, float]
     estimate: float
     lower: float
     upper: float
     surely: tuple[float, float]
     """The bounds at the confidence of a failure."""
+    error: float
+    """The standard error that the answers seen show; infinite where they are too few."""
+    longest: float
+    """The longest answer of either side, in means of the baseline."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,41 +152,51 @@ def _change(baseline: TaskSamples, candidate: TaskSamples, tasks: int) -> _Chang
     before, after = (statistics.floats(side.lengths or ()) for side in (baseline, candidate))
     labels = statistics.labels(baseline.clusters) if baseline.clusters else None
     units = len(set(baseline.clusters or baseline.questions))
-    change, surely = (
-        statistics.relative_change(before, after, clusters=labels, alpha=alpha)
-        for alpha in (ALPHA, ALPHA / tasks)
-    )
-    known = units >= FEWEST_LENGTHS
+    longest = float(max(before.max(), after.max()) / before.mean())
+    change = statistics.relative_change(before, after, clusters=labels, alpha=ALPHA)
+
+    def bounds(alpha: float) -> tuple[float, float]:
+        if units < FEWEST_LENGTHS:
+            return -math.inf, math.inf
+        seen = statistics.relative_change(before, after, clusters=labels, alpha=alpha)
+        escaped = statistics.unseen_share(units, alpha) * longest
+        return (
+            float(min(seen.lower, seen.estimate - escaped)),
+            float(max(seen.upper, seen.estimate + escaped)),
+        )
+
+    lower, upper = bounds(ALPHA)
     return _Change(
         questions=len(baseline.questions),
+        units=units,
         tokens=(float(before.mean()), float(after.mean())),
         estimate=float(change.estimate),
-        lower=float(change.lower) if known else -math.inf,
-        upper=float(change.upper) if known else math.inf,
-        surely=(surely.lower, surely.upper) if known else (-math.inf, math.inf),
+        lower=lower,
+        upper=upper,
+        surely=bounds(ALPHA / tasks),
+        error=float(change.upper - change.lower) / 2 / _CERTAIN,
+        longest=longest,
     )
 
 
 def _more(change: _Change, limit: float) -> int | None:
     """Return how many more questions would show an unchanged length to be within the limit.
 
-    From the width of the interval, which shrinks with the root of the number of questions; both
-    bounds have to hold, so each gets half of the chance to miss.
+    The error shrinks with the root of the number of questions; both bounds have to hold, so each
+    gets half of the chance to miss. Further clusters are taken to be as large as those seen.
     """
-    fewest = max(FEWEST_LENGTHS - change.questions, 0)
-    if not math.isfinite(change.upper - change.lower):
-        return fewest or None
-    if limit == 0.0:
+    share = limit / change.longest
+    if share == 0.0:
         return None  # no interval has the width 0
-    from statistics import NormalDist
-
-    normal = NormalDist()
-    certain = normal.inv_cdf(1 - ALPHA)
-    error = (change.upper - change.lower) / 2 / certain
-    widths = (certain + normal.inv_cdf((1 + POWER) / 2)) * error / limit
-    if widths > _MOST_WIDTHS:
+    widths = (_CERTAIN + NormalDist().inv_cdf((1 + POWER) / 2)) * change.error / limit
+    units = max(
+        FEWEST_LENGTHS,
+        change.units * widths * widths if change.units > 1 else 0.0,
+        math.log(ALPHA) / math.log1p(-share) if share < 1 else 0.0,
+    )
+    if units > _MOST_UNITS:
         return None
-    return max(math.ceil(change.questions * (widths**2 - 1)), fewest)
+    return max(math.ceil((units / change.units - 1) * change.questions), 0)
 
 
 def _sentence(
@@ -185,18 +204,24 @@ def _sentence(
 ) -> str:
     said = {True: "within the limit", False: "beyond the limit", None: "undecided"}[within]
     bounds = f"{100 * change.lower:+.2f} to {100 * change.upper:+.2f} %"
+    bounds += f" with {100 * CONFIDENCE:g} % confidence each"
     if not math.isfinite(change.upper - change.lower):
-        bounds = "unknown"
+        bounds = "too few to bound it"
+    asked = f"{change.questions:,} questions"
+    if change.units < change.questions:
+        asked += f", {change.units:,} clusters"
     text = (
         f"{task}: {said}: {change.tokens[0]:.1f} to {change.tokens[1]:.1f} tokens, "
-        f"{100 * change.estimate:+.2f} % ({bounds} with {100 * CONFIDENCE:g} % confidence each, "
-        f"{100 * limit:g} % allowed, {change.questions:,} questions)"
+        f"{100 * change.estimate:+.2f} % ({bounds}, {100 * limit:g} % allowed, {asked})"
     )
     if within is not None:
         return text
+    if more is None:
+        return f"{text}; no number of questions would show it to be within the limit"
     if not more:
         return f"{text}; the change is too close to the limit for these questions"
-    return f"{text}; about {more:,} more questions would show an unchanged length"
+    where = " in further clusters" if change.units < change.questions else ""
+    return f"{text}; if the length is unchanged, about {more:,} more questions{where} would show it"
 
 
 def _not_comparable(reason: str) -> _Result:

@@ -65,6 +65,7 @@ class Measured:
     pair: Pair
     limit: Limit
     comparison: Comparison
+    sequential: bool
 
 
 def measure(
@@ -95,7 +96,7 @@ def measure(
     comparison = _compare(matched, limit.margin, sequential=rule.sequential)
     if limit.in_task(comparison.upper) < -IMPLAUSIBLE_GAIN * limit.plausible:
         return _implausible_gain(matched, limit, comparison)
-    return Measured(pair=matched, limit=limit, comparison=comparison)
+    return Measured(pair=matched, limit=limit, comparison=comparison, sequential=rule.sequential)
 
 
 def _limit(matched: Pair, rule: Rule) -> Limit | Anomaly:
@@ -165,8 +166,14 @@ def _compare(matched: Pair, margin: float, *, sequential: bool) -> Comparison:
     if matched.kind is not Kind.MEAN:
         weights = statistics.floats(matched.baseline.weights or [1.0] * matched.questions)
         return statistics.compare_ratio(losses, weights, margin, alpha=ALPHA)
+    if sequential and matched.baseline.clusters:
+        # Named clusters count from the start: none of them may have a second question as yet.
+        labels = statistics.labels(matched.baseline.clusters)
+        return statistics.compare_looks(
+            losses, margin, clusters=labels, size=matched.size, alpha=ALPHA
+        )
     if sequential:
-        return statistics.compare_sequence(losses, margin, alpha=ALPHA, clusters=labels)
+        return statistics.compare_sequence(losses, margin, alpha=ALPHA)
     if matched.is_binary and labels is None:
         return statistics.compare_binary(
             lost=matched.lost,

@@ -17,6 +17,7 @@ inferred or left out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -157,7 +158,9 @@ def _result(measured: Measured, adjusted: float | None, copy: Anomaly | None) ->
         outcome = TaskOutcome.PASS
     elif adjusted is not None and adjusted <= ALPHA:
         outcome = TaskOutcome.FAIL
-    need = needed(matched, comparison, limit.margin) if outcome is TaskOutcome.UNDECIDED else None
+    need = None
+    if outcome is TaskOutcome.UNDECIDED:
+        need = needed(matched, comparison, limit.margin, sequential=measured.sequential)
     return _Result(
         task=matched.task,
         outcome=outcome,
@@ -263,6 +266,8 @@ def _sentence(measured: Measured, outcome: TaskOutcome, need: Needed | None) -> 
 
 def _told_apart(upper: float, allowed: float) -> str:
     """Write both with as many digits as it takes to see which is larger."""
+    if not math.isfinite(upper):
+        return f"unknown, {allowed:.2f}"
     for digits in (2, 4, 6):
         words = f"{upper:.{digits}f}", f"{allowed:.{digits}f}"
         if words[0] != words[1]:
@@ -282,12 +287,19 @@ def _basis(matched: Pair) -> str:
 def _notes(measured: Measured) -> list[str]:
     matched = measured.pair
     repeats = matched.baseline.repeats, matched.candidate.repeats
-    if repeats[0] == repeats[1]:
-        return []
-    return [
-        f"{matched.task}: {repeats[0]} answer(s) to each question of the baseline, {repeats[1]} of "
-        "the candidate; their means are compared"
-    ]
+    notes = []
+    if repeats[0] != repeats[1]:
+        notes.append(
+            f"{matched.task}: {repeats[0]} answer(s) to each question of the baseline, "
+            f"{repeats[1]} of the candidate; their means are compared"
+        )
+    if matched.most_lost is not None and matched.most_lost <= measured.limit.margin:
+        notes.append(
+            f"{matched.task}: the baseline scores {matched.scores[0]:g}, so no candidate can lose "
+            "more than the margin and a pass shows nothing; check the evaluation, or take another "
+            "benchmark"
+        )
+    return notes
 
 
 def _verdict(results: list[_Result], rule: Rule, notes: list[str]) -> Verdict:

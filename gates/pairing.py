@@ -132,6 +132,14 @@ class Pair:
         """Return both sides' score of the whole task, in the metric's own units."""
         return _score(self.kind, self.baseline), _score(self.kind, self.candidate)
 
+    @property
+    def most_lost(self) -> float | None:
+        """Return the share of the full score that the worst candidate loses, of a mean."""
+        if self.full is None:
+            return None
+        share = self.scores[0] / self.full
+        return share if self.higher_is_better else 1.0 - share
+
 
 def scores_of(tasks: Mapping[str, TaskSamples]) -> dict[str, float]:
     """Return the score of each whole task of one side, in the metric's own units.

@@ -36,6 +36,9 @@ _MOST_ACTIONABLE_FIRST = (
 
 _UNDECLARED_SCALE = 100.0
 
+_STDERR_TOLERANCE = 0.05
+"""Relative difference that is noted: dividing by n and by n - 1 differ by 2 % at 30 questions."""
+
 _Finding = tuple[Check, FailureClass]
 """A check, and the class of its failure if it fails."""
 
@@ -225,6 +228,14 @@ def _recomputed(path: str, score: float, audit: Audit) -> _Finding:
     return check, FailureClass.IMPLAUSIBLE_SCORE
 
 
+def _other_stderr(task: TaskRun, audit: Audit) -> bool:
+    """Tell whether a standard error is none that follows from the samples, by whatever formula."""
+    found = audit.recomputed_stderr
+    if found is None or task.stderr is None:
+        return False
+    return not math.isclose(task.stderr, found, rel_tol=_STDERR_TOLERANCE, abs_tol=1e-12)
+
+
 def _items(path: str, counted: FilterAudit) -> _Finding:
     """Require each planned item exactly once, and no other."""
     amiss = {
@@ -250,7 +261,7 @@ def _items(path: str, counted: FilterAudit) -> _Finding:
 
 
 _KINDS = {
-    "null": "are null",
+    "null": "are null or no text",
     "empty": "are empty",
     "non_finite": "have a log-probability that is no finite number",
     "truncated": "were cut off by the length limit",
@@ -353,10 +364,12 @@ def _server(server: ServerFacts) -> Iterator[_Finding]:
 
 
 def _failed_requests(server: ServerFacts) -> dict[str, int]:
+    """Return what harnesses ask again; where nothing was answered, all that was asked."""
+    answered = any(number and code.startswith("2") for code, number in server.status_codes.items())
     return {
         code: number
         for code, number in server.status_codes.items()
-        if number and (code.startswith("5") or code == "429")
+        if number and (code.startswith("5") or code == "429" or not answered)
     }
 
 
@@ -369,6 +382,8 @@ def _server_notes(server: ServerFacts) -> Iterator[str]:
     if others:
         counts = ", ".join(f"{number} with {code}" for code, number in sorted(others.items()))
         yield f"server: of {sum(server.status_codes.values())} requests, some ended badly: {counts}"
+    if not any(server.status_codes.values()):
+        yield "server: the log has no request, so nobody knows whether any failed"
 
 
 def _notes(tasks: Mapping[str, _Task]) -> Iterator[str]:
@@ -394,6 +409,13 @@ def _notes(tasks: Mapping[str, _Task]) -> Iterator[str]:
         ],
         "which documents were to be asked is known from the log alone": [
             name for name, audit in audits.items() if audit.plan == "log"
+        ],
+        "rows were taken out, added or changed after the harness hashed them; nothing else tells "
+        "what they were": [
+            name for name, audit in audits.items() if audit.rows_as_written is False
+        ],
+        "the reported standard error is not that of the samples; no gate reads it": [
+            name for name, audit in audits.items() if _other_stderr(tasks[name].run, audit)
         ],
     }
     for words, names in unknown.items():

@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any, TypedDict
 
 import numpy as np
@@ -58,6 +58,13 @@ that is neither lossless nor at the margin."""
 
 WORSE_BY = (1.0, 3.0, 9.0)
 """Drops beyond the margin, in margins, that equal parts of the wealth bet on to show a failure."""
+
+FIRST_LOOK = 200
+LOOK_GROWTH = 1.6
+LOOKS = 12
+"""Looks at clustered answers that count: after the first so many questions, after each growth by
+the factor, and at the whole benchmark. They are those of a release with the usual first batch, the
+last of them at 22,000 questions; each one more would cost all of them power."""
 
 MOST_QUESTIONS = 10**8
 """Questions beyond which a number needed is not worth naming."""
@@ -304,7 +311,8 @@ def compare_means(
 
     - where few units carry the differences, to the exact binary bounds on the total of losses and
       gains, because a t interval has not seen the rare large loss;
-    - always, to the share of total losses that may have escaped this many questions.
+    - always, to the share of total losses that may have escaped this many units. A cluster may be
+      lost as a whole, however independent the questions of those seen look.
 
     Raises:
         ValueError: There is no difference, or one is larger than `largest`.
@@ -317,7 +325,7 @@ def compare_means(
     residuals = totals - estimate * sizes
     parts = _t(estimate, residuals, float(sizes.sum()), limit, alpha)
     standard_error = parts[0].standard_error
-    parts.append(_unseen(estimate, _independent(drops, residuals), limit, alpha))
+    parts.append(_unseen(estimate, len(totals), limit, alpha))
     usual = _most_common(totals / sizes)
     departures = totals - usual * sizes
     if _carrying(departures) < DIFFERING_UNITS:
@@ -388,27 +396,16 @@ def _carrying(departures: Floats) -> float:
     return float(np.abs(departures).sum()) ** 2 / squares if squares else 0.0
 
 
-def _independent(drops: Floats, residuals: Floats) -> float:
-    """Return the number of independent questions with the variance that the clusters show."""
-    clustered = float((residuals**2).sum())
-    alone = float(((drops - drops.mean()) ** 2).sum())
-    if len(residuals) == len(drops):
-        return float(len(drops))
-    return (
-        max(len(residuals), len(drops) / max(clustered / alone, 1.0)) if alone else len(residuals)
-    )
+def _unseen(estimate: float, units: int, margin: float, alpha: float) -> _Part:
+    """Bound the mean by the share of whole losses, or gains, that these units may have missed.
 
-
-def _unseen(estimate: float, questions: float, margin: float, alpha: float) -> _Part:
-    """Bound the mean by the share of whole losses, or gains, that these questions may have missed.
-
-    If a share x of questions is lost entirely, all of n miss it with the chance (1 - x)^n, and the
+    If a share x of units is lost entirely, all of n miss it with the chance (1 - x)^n, and the
     drop is then higher than seen by x (1 - estimate). With nothing lost this is the exact bound.
     """
-    escaped = 1 - alpha ** (1 / questions)
+    escaped = unseen_share(units, alpha)
 
     def chance(limit: float, seen: float) -> float:
-        return min(1.0, (1 - limit) / (1 - seen)) ** questions if seen < 1 else 1.0
+        return min(1.0, (1 - limit) / (1 - seen)) ** units if seen < 1 else 1.0
 
     return _Part(
         lower=estimate - max(1 + estimate, 0.0) * escaped,
@@ -416,6 +413,11 @@ def _unseen(estimate: float, questions: float, margin: float, alpha: float) -> _
         p_worse=chance(-margin, -estimate),
         p_within=chance(margin, estimate),
     )
+
+
+def unseen_share(units: int, alpha: float) -> float:
+    """Return the share of units that this many, drawn by lot, all miss with the chance `alpha`."""
+    return float(1 - alpha ** (1 / units))
 
 
 def _floor(departures: Floats, sizes: Floats, usual: float, margin: float, alpha: float) -> _Part:
@@ -550,7 +552,6 @@ def compare_sequence(
     *,
     alpha: float = 0.05,
     largest: float = 1.0,
-    clusters: NDArray[np.int64] | None = None,
 ) -> Comparison:
     """Compare answers that come in one after the other, valid whenever one stops to look.
 
@@ -558,16 +559,16 @@ def compare_sequence(
     wealth against each hypothesis before each answer; under the hypothesis the wealth exceeds 1/p
     at any time with a chance of at most p (Ville), so 1 / (largest wealth so far) is a p-value
     under continuous peeking (Waudby-Smith and Ramdas 2024, JRSS-B 86:1). Bets are tuned to a
-    lossless candidate. Clusters are one bet each, in order of first appearance; look
-    between clusters, not inside one.
+    lossless candidate. The answers must be independent of each other; `compare_looks` is for
+    clusters.
 
     Raises:
         ValueError: There is no difference, or one is larger than `largest`.
 
     """
     limit = margin / largest
-    losses, gains = _bettors(differences, largest, clusters)
-    estimate = float(losses.totals.sum() / losses.sizes.sum())
+    losses, gains = _bettors(differences, largest)
+    estimate = float(losses.drops.mean())
 
     def within(at: float) -> float:
         return float(losses.p_values(at, **_bets_within(max(at, limit)))[-1])
@@ -583,20 +584,16 @@ def compare_sequence(
         p_worse=p_worse,
         p_within=p_within,
         method=Method.BETTING,
-        units=len(losses.totals),
+        units=len(losses.drops),
     )
 
 
 def sequence_path(
-    differences: Floats,
-    margin: float,
-    *,
-    largest: float = 1.0,
-    clusters: NDArray[np.int64] | None = None,
+    differences: Floats, margin: float, *, largest: float = 1.0
 ) -> tuple[Floats, Floats]:
-    """Return `p_within` and `p_worse` of `compare_sequence` after each question, or cluster."""
+    """Return `p_within` and `p_worse` of `compare_sequence` after each question."""
     limit = margin / largest
-    losses, gains = _bettors(differences, largest, clusters)
+    losses, gains = _bettors(differences, largest)
     return (
         losses.p_values(limit, **_bets_within(limit)),
         gains.p_values(-limit, **_bets_worse(limit)),
@@ -617,14 +614,10 @@ def _bets_worse(margin: float) -> _Bets:
     return {"gaps": {times * margin: share for times in WORSE_BY}, "plug_in": share}
 
 
-def _bettors(
-    differences: Floats, largest: float, clusters: NDArray[np.int64] | None
-) -> tuple[_Bettor, _Bettor]:
+def _bettors(differences: Floats, largest: float) -> tuple[_Bettor, _Bettor]:
     """Return who bets that little is lost, and who bets that more is."""
     drops = _fractions(differences, largest)
-    totals, sizes = _unit_totals(drops, clusters)
-    totals, sizes = totals / sizes.max(), sizes / sizes.max()
-    return _Bettor.over(totals, sizes), _Bettor.over(-totals, sizes)
+    return _Bettor.over(drops), _Bettor.over(-drops)
 
 
 def _fractions(differences: Floats, largest: float) -> Floats:
@@ -636,44 +629,78 @@ def _fractions(differences: Floats, largest: float) -> Floats:
 
 @dataclass(frozen=True, kw_only=True)
 class _Bettor:
-    """Units in order, and what was known before each: totals and sizes are at most 1."""
+    """Drops of questions in order, and mean square and mean of those before each."""
 
-    totals: Floats
-    sizes: Floats
+    drops: Floats
     squares: Floats
     means: Floats
 
     @classmethod
-    def over(cls, totals: Floats, sizes: Floats) -> _Bettor:
-        """Collect, for every unit, mean square and mean of the units before it."""
-        seen = np.arange(len(totals)) + PRIOR_QUESTIONS
-        squares = np.cumsum(totals**2) - totals**2 + PRIOR_QUESTIONS * PRIOR_VARIANCE
-        return cls(
-            totals=totals,
-            sizes=sizes,
-            squares=squares / seen,
-            means=(np.cumsum(totals) - totals) / (np.cumsum(sizes) - sizes + PRIOR_QUESTIONS),
-        )
+    def over(cls, drops: Floats) -> _Bettor:
+        """Collect, for every question, what the questions before it showed."""
+        seen = np.arange(len(drops)) + PRIOR_QUESTIONS
+        squares = np.cumsum(drops**2) - drops**2 + PRIOR_QUESTIONS * PRIOR_VARIANCE
+        return cls(drops=drops, squares=squares / seen, means=(np.cumsum(drops) - drops) / seen)
 
     def p_values(self, limit: float, *, gaps: Mapping[float, float], plug_in: float) -> Floats:
-        """Return after each unit the p-value of "the drop is at least `limit`".
+        """Return after each question the p-value of "the drop is at least `limit`".
 
         `gaps` maps how far below the limit a bettor expects the drop to the bettor's part of the
         wealth; `plug_in` is the part of the one who expects the mean so far. A stake never exceeds
         what the largest possible loss leaves.
         """
-        returns = limit * self.sizes - self.totals
-        size = float(self.sizes.mean())
+        returns = limit - self.drops
         expected = np.maximum(limit - self.means, 0.0)
         bets = [(np.full(1, max(gap, 0.0)), part) for gap, part in gaps.items()]
         wealth = np.zeros(len(returns))
         for gap, part in [*bets, (expected, plug_in)]:
-            stakes = gap * size / (self.squares + (gap * size) ** 2)
+            stakes = gap / (self.squares + gap**2)
             stakes = np.minimum(stakes, BET_CEILING / (1 - limit))
             log_wealth = np.cumsum(np.log1p(stakes * returns))
             wealth += part * np.exp(np.minimum(log_wealth, 600.0))
         p_values: Floats = 1 / np.maximum.accumulate(np.maximum(wealth, 1.0))
         return p_values
+
+
+def compare_looks(
+    differences: Floats,
+    margin: float,
+    *,
+    clusters: NDArray[np.int64],
+    size: int | None = None,
+    alpha: float = 0.05,
+) -> Comparison:
+    """Compare clustered answers that come in one after the other, valid whenever one stops to look.
+
+    A cluster's questions come in at any time, and what is known of it says something of the rest,
+    so nobody can bet on them. Instead only the looks of `_looks` count, whatever looks were taken;
+    each spends an equal part of alpha (Bonferroni).
+
+    Raises:
+        ValueError: There is no difference, or one is larger than 1.
+
+    """
+    looks = [
+        compare_means(differences[:end], margin, clusters=clusters[:end], alpha=alpha / LOOKS)
+        for end in _looks(len(differences), size)
+    ]
+    return replace(
+        compare_means(differences, margin, clusters=clusters, alpha=alpha),
+        lower=max((look.lower for look in looks), default=-1.0),
+        upper=min((look.upper for look in looks), default=1.0),
+        p_worse=min(1.0, LOOKS * min((look.p_worse for look in looks), default=1.0)),
+        p_within=min(1.0, LOOKS * min((look.p_within for look in looks), default=1.0)),
+    )
+
+
+def _looks(asked: int, size: int | None) -> list[int]:
+    """Return the numbers of questions, up to `asked`, that count as looks: at most `LOOKS`."""
+    looks = list(
+        accumulate(
+            range(LOOKS - 2), lambda end, _: math.ceil(end * LOOK_GROWTH), initial=FIRST_LOOK
+        )
+    )
+    return [end for end in looks if end <= asked] + ([asked] if asked == size else [])
 
 
 def relative_change(
@@ -685,9 +712,9 @@ def relative_change(
 ) -> Interval:
     """Bound the candidate's mean over the baseline's, less 1, of values paired by question.
 
-    Both bounds are one-sided, each with confidence 1 - alpha, by Fieller's theorem with t quantiles
-    (cluster-robust where clusters are given). They are infinite where the baseline's mean cannot be
-    told from zero.
+    Both bounds are one-sided, each with confidence 1 - alpha: the wider of Fieller's with t
+    quantiles and of those corrected for skewness, cluster-robust where clusters are given. They are
+    infinite where the baseline's mean cannot be told from zero.
 
     Raises:
         ValueError: The two sides are not equally many, or empty.
@@ -708,7 +735,13 @@ def relative_change(
     if a <= 0:
         return Interval(estimate=y / x - 1, lower=-math.inf, upper=math.inf)
     root = math.sqrt(max(b * b - a * c, 0.0))
-    return Interval(estimate=y / x - 1, lower=(b - root) / a - 1, upper=(b + root) / a - 1)
+    estimate, residuals = y / x - 1, (after - y / x * before) / x
+    parts = _t(estimate, residuals, float(units), 0.0, alpha)
+    return Interval(
+        estimate=estimate,
+        lower=min((b - root) / a - 1, *(part.lower for part in parts)),
+        upper=max((b + root) / a - 1, *(part.upper for part in parts)),
+    )
 
 
 def mean_interval(
@@ -787,7 +820,7 @@ def power(
 
     `discordance` is the share of questions right on one side only, `drop` the true drop.
     """
-    if questions < _fewest(margin, alpha):
+    if questions < fewest_units(margin, alpha):
         return 0.0
     share = min(1.0, max(discordance, abs(drop)))
     return _chance(
@@ -795,8 +828,8 @@ def power(
     )
 
 
-def _fewest(margin: float, alpha: float) -> int:
-    """Return how many questions pass when not one answer differs."""
+def fewest_units(margin: float, alpha: float) -> int:
+    """Return how many questions, or clusters, pass when not one answer differs."""
     if margin <= 0:
         return 1
     return math.ceil(math.log(alpha - BERGER_BOOS) / math.log1p(-margin))
@@ -849,7 +882,7 @@ def questions_needed(
     drop is too near the margin.
     """
     limit, true = margin / largest, drop / largest
-    fewest = _fewest(limit, alpha) if true < limit else 1
+    fewest = fewest_units(limit, alpha) if true < limit else 1
     share = max(variance / largest**2 + true**2, abs(true))
     if share >= 1:
         square = float(special.ndtri(1 - alpha) + special.ndtri(power)) ** 2 * variance

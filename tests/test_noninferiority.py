@@ -121,6 +121,55 @@ def shuffled(documents: tuple[Document, Document]) -> tuple[Document, Document]:
     return first, second
 
 
+CLUSTERED = [f"c{n // 100}" for n in range(2000)]
+
+
+@pytest.mark.parametrize(
+    ("documents", "options", "words"),
+    [
+        pytest.param(
+            sides(2000, lost=20, gained=5, clusters=["a"] * 2000),
+            {},
+            "about 596,000 more questions, in further clusters, for 80 % power",
+            id="one-cluster",
+        ),
+        pytest.param(
+            sides(2000, lost=20, gained=20, clusters=CLUSTERED),
+            {},
+            "more questions, in further clusters, for 80 % power",
+            id="few-clusters",
+        ),
+        pytest.param(
+            sides(10), {"sequential": True}, "about 588 more questions for", id="stopping-anywhere"
+        ),
+        pytest.param(
+            sides(200, lost=1, sampled=True, size=200),
+            {},
+            "has 0 more; ask each question twice to learn",
+            id="one-sampled-answer",
+        ),
+    ],
+)
+def test_advice_is_what_would_help(
+    documents: tuple[Document, Document], options: dict[str, Any], words: str
+) -> None:
+    assert words in judged(*documents, **options).detail
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_a_baseline_that_can_lose_nothing_is_noted(higher: bool) -> None:
+    worst = document(t=task([0 if higher else 1] * 400, higher_is_better=higher))
+    assert "a pass shows nothing" in judged(worst, worst).notes[0]
+    best = document(t=task([1 if higher else 0] * 400, higher_is_better=higher))
+    assert judged(best, best).notes == ()
+
+
+def test_peeking_at_clusters_counts_them_before_one_comes_back() -> None:
+    labels = [f"c{n}" for n in range(199)]
+    row = judged(*sides(199, clusters=labels), sequential=True).per_task["t"]
+    assert (row["method"], row["p_within"]) == ("cluster", 1.0)
+
+
 def flipped(value: Document, scale: float = 1.0) -> Document:
     """Return the scores as errors, of which fewer are better."""
     scores = [scale - score * scale for score in value["tasks"]["t"]["scores"]]
@@ -691,12 +740,21 @@ def lengthened(
     )
 
 
+def lengths_of(
+    before: list[float], after: list[float] | None = None, **fields: Any
+) -> tuple[Document, Document]:
+    return (
+        document(t=task([1] * len(before), lengths=before, **fields)),
+        document(t=task([1] * len(before), lengths=after or before, **fields)),
+    )
+
+
 @pytest.mark.parametrize(
     ("pair", "failure_class", "words"),
     [
         pytest.param(lengthened(200, 0.0), None, "within 0.05", id="same"),
-        pytest.param(lengthened(200, 0.03, spread=0.1), None, "within", id="within"),
-        pytest.param(lengthened(200, -0.03, spread=0.1), None, "within", id="within-shorter"),
+        pytest.param(lengthened(400, 0.03, spread=0.1), None, "within", id="within"),
+        pytest.param(lengthened(400, -0.03, spread=0.1), None, "within", id="within-shorter"),
         pytest.param(lengthened(200, 0.2, spread=0.1), "VERBOSITY_EXCEEDED", "+2", id="longer"),
         pytest.param(lengthened(200, -0.2, spread=0.1), "VERBOSITY_EXCEEDED", "-1", id="shorter"),
         pytest.param(
@@ -705,7 +763,24 @@ def lengthened(
         pytest.param(
             lengthened(60, 0.0, spread=0.25), "INSUFFICIENT_EVIDENCE", "more questions", id="noisy"
         ),
-        pytest.param(lengthened(29, 0.0), "INSUFFICIENT_EVIDENCE", "about 1 more", id="few"),
+        pytest.param(lengthened(29, 0.0), "INSUFFICIENT_EVIDENCE", "more questions", id="few"),
+        pytest.param(lengths_of([1] * 58), "INSUFFICIENT_EVIDENCE", "about 1 more", id="short"),
+        pytest.param(lengths_of([1] * 59), None, "within", id="short-enough"),
+        pytest.param(
+            lengths_of([100] * 2000, [105] * 2000), "INSUFFICIENT_EVIDENCE", "+5.00 %", id="limit"
+        ),
+        pytest.param(
+            lengths_of([50] * 299 + [2000], [50] * 299 + [2000]),
+            "INSUFFICIENT_EVIDENCE",
+            "more questions",
+            id="one-ran-on",
+        ),
+        pytest.param(
+            lengths_of([100] * 300, clusters=["a"] * 300),
+            "INSUFFICIENT_EVIDENCE",
+            "1 clusters); if the length is unchanged, about 17,222 more questions in further",
+            id="one-cluster",
+        ),
         pytest.param(
             (document(t=task([1])), document(t=task([1]))),
             "SAMPLE_ACCOUNTING_FAILED",
@@ -728,6 +803,24 @@ def test_lengths_are_decided_by_an_interval(
     assert verdict.failure_class == failure_class
     assert verdict.passed is (failure_class is None)
     assert words in verdict.detail
+
+
+@pytest.mark.parametrize("limit", [0.0, 5e-324, 1.0])
+def test_any_limit_of_lengths_is_judged(limit: float) -> None:
+    verdict = evaluate_output_lengths(*lengthened(100, 0.1, spread=0.1), threshold=limit)
+    assert_document(verdict)
+    assert verdict.passed is (limit == 1.0)
+
+
+def test_skewed_lengths_at_the_limit_seldom_fail() -> None:
+    drawn = random.Random(21)
+    failed = 0
+    for _ in range(300):
+        before = [drawn.lognormvariate(5, 0.7) for _ in range(60)]
+        after = [0.95 * length * drawn.lognormvariate(-0.32, 0.8) for length in before]
+        verdict = evaluate_output_lengths(*lengths_of(before, after))
+        failed += verdict.failure_class == "VERBOSITY_EXCEEDED"
+    assert failed <= 300 * 0.05 + 2.5 * math.sqrt(300 * 0.05)
 
 
 def test_lengths_on_one_side_only_are_named() -> None:

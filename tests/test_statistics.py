@@ -323,6 +323,14 @@ def test_means_at_the_margin_rarely_pass_or_fail(draw: object) -> None:
     assert np.mean([each.p_worse <= ALPHA for each in found]) <= allowed
 
 
+@pytest.mark.parametrize(("clusters", "passes"), [(56, False), (298, False), (300, True)])
+def test_a_cluster_that_was_not_seen_may_be_lost_as_a_whole(clusters: int, passes: bool) -> None:
+    labels = np.repeat(np.arange(clusters), 250)
+    by_turns = np.resize(np.r_[1.0, np.zeros(249), -1.0, np.zeros(249)], len(labels))
+    found = compare_means(by_turns, 0.01, clusters=labels)
+    assert (found.p_within <= ALPHA) is passes
+
+
 def test_few_clusters_decide_nothing_at_one_point() -> None:
     labels = np.repeat(np.arange(9), 500)
     found = compare_means(np.zeros(4500), 0.01, clusters=labels)
@@ -430,18 +438,52 @@ def test_sequence_may_be_watched_all_along(lost: float, gained: float, largest_o
     assert np.mean(crossed) <= ALPHA + 2.5 * math.sqrt(ALPHA * (1 - ALPHA) / repetitions)
 
 
-def test_sequence_bets_on_whole_clusters() -> None:
+@pytest.mark.parametrize("likeness", [0.0, 1.0], ids=["alone", "alike"])
+def test_clusters_may_be_watched_while_their_questions_come_in_at_any_time(
+    likeness: float,
+) -> None:
     rng = np.random.default_rng(11)
-    repetitions = 300
-    crossed = []
+    repetitions = 150
+    passed = failed = 0
     for _ in range(repetitions):
-        sizes = rng.integers(1, 9, 1500)
-        labels = np.repeat(np.arange(1500), sizes)
-        lost = rng.random(1500) < 0.01
-        crossed.append(
-            compare_sequence(lost[labels] * 1.0, 0.01, clusters=labels).p_within <= ALPHA
+        labels = rng.permutation(np.repeat(np.arange(1500), 4))
+        alike = rng.random(6000) < likeness
+        differences = np.where(
+            alike, flips(rng, 1500, 0.055, 0.045)[labels], flips(rng, 6000, 0.055, 0.045)
         )
-    assert np.mean(crossed) <= ALPHA + 2.5 * math.sqrt(ALPHA * (1 - ALPHA) / repetitions)
+        looks = [
+            statistics.compare_looks(differences[:end], 0.01, clusters=labels[:end], size=6000)
+            for end in (100, 200, 260, 512, 900, 1500, 3360, 6000)
+        ]
+        passed += min(look.p_within for look in looks) <= ALPHA
+        failed += min(look.p_worse for look in looks) <= ALPHA
+    allowed = repetitions * ALPHA + 2.5 * math.sqrt(repetitions * ALPHA)
+    assert max(passed, failed) <= allowed
+
+
+def test_only_looks_fixed_beforehand_count() -> None:
+    labels = np.arange(700) // 2
+    differences = np.where(np.arange(700) < 200, 0.0, -1.0)
+    found = {
+        end: statistics.compare_looks(differences[:end], 0.05, clusters=labels[:end], size=700)
+        for end in (199, 200, 319, 320, 511, 699, 700)
+    }
+    assert found[199].p_within == found[199].p_worse == 1.0
+    assert (found[199].lower, found[199].upper) == (-1.0, 1.0)
+    assert found[200].p_within == found[319].p_within < 1.0
+    assert found[320].p_within == found[511].p_within < found[319].p_within
+    assert found[700].p_within < found[699].p_within
+
+
+def test_looks_at_clusters_never_take_back_what_was_shown() -> None:
+    rng = np.random.default_rng(14)
+    differences, labels = flips(rng, 9000, 0.01, 0.01), rng.integers(0, 3000, 9000)
+    looks = [
+        statistics.compare_looks(differences[:end], 0.01, clusters=labels[:end])
+        for end in range(300, 9001, 300)
+    ]
+    assert all(later.p_within <= earlier.p_within for earlier, later in pairwise(looks))
+    assert looks[-1].p_within <= ALPHA < looks[0].p_within
 
 
 @pytest.mark.parametrize("clustered", [False, True])
@@ -452,8 +494,12 @@ def test_bounds_of_the_sequence_agree_with_its_p_values(
     lost: float, gained: float, clustered: bool
 ) -> None:
     differences = flips(np.random.default_rng(12), 3000, lost, gained)
-    labels = np.arange(3000) // 4 if clustered else None
-    found = compare_sequence(differences, 0.01, clusters=labels)
+    labels = np.arange(3000) // 4
+    found = (
+        statistics.compare_looks(differences, 0.01, clusters=labels)
+        if clustered
+        else compare_sequence(differences, 0.01)
+    )
     assert found.lower < found.estimate < found.upper
     assert (found.upper < 0.01) == (found.p_within <= ALPHA)
     assert (found.lower > 0.01) == (found.p_worse <= ALPHA)
