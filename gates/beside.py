@@ -7,10 +7,12 @@ an interval with 95 % confidence, two-sided where nothing else is said.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gates.criteria import ALPHA
 from gates.pairing import Pair
+from gates.samples import TaskSamples
 
 if TYPE_CHECKING:
     from gates.statistics import Interval
@@ -41,11 +43,19 @@ def beside(pair: Pair) -> dict[str, object]:
 
 
 def _changed(pair: Pair) -> int | None:
-    """Return how many questions got another answer, where answers were kept."""
-    baseline, candidate = pair.baseline.answers, pair.candidate.answers
+    """Return how many questions got another answer, or choice, where answers were kept."""
+    baseline, candidate = _answers(pair.baseline), _answers(pair.candidate)
     if baseline is None or candidate is None:
         return None
     return sum(one != other for one, other in zip(baseline, candidate, strict=True))
+
+
+def _answers(side: TaskSamples) -> Sequence[object] | None:
+    """Return the answer to each question: the most likely choice where there are several."""
+    choices = side.choice_logprobs
+    if choices is None or max(map(len, choices)) < 2:
+        return side.answers
+    return [each.index(max(each)) for each in choices]
 
 
 def _rate(count: int, questions: int) -> dict[str, object]:

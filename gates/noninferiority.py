@@ -315,7 +315,8 @@ def _verdict(results: list[_Result], rule: Rule, notes: list[str]) -> Verdict:
         failure_class, decision = FailureClass.ACCURACY_REGRESSION, Decision.REGRESSION
     elif counts[TaskOutcome.UNDECIDED]:
         failure_class, decision = FailureClass.INSUFFICIENT_EVIDENCE, Decision.ANOMALOUS
-    margin = f"{100 * rule.threshold:g} {'%' if rule.relative else 'points'}"
+    percent = f"{100 * rule.threshold:g}"
+    margin = f"{percent} {'%' if rule.relative else 'point' if percent == '1' else 'points'}"
     counted = ", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n)
     open_ones = [result for result in results if not result.check.passed]
     open_ones.sort(key=lambda result: _SAID_FIRST.index(result.outcome))

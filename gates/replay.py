@@ -1,17 +1,19 @@
 """Answers that come from a cache: the same on both sides although two checkpoints were asked.
 
 Rounding weights changes the last bits of every log-likelihood and, within a few sentences, a word.
-Where both sides return the same bits throughout, a cache between harness and model answered one of
-them, or one server answered both. Short texts are the exception: a good candidate gives the same
-letter to every question of a task, so they count only when a whole suite does not differ anywhere.
+Where both sides return the same bits almost throughout, a cache between harness and model answered
+one of them, or one server answered both. Short texts are the exception: a good candidate gives the
+same letter to every question of a task, so they count only when a whole suite differs nowhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from operator import eq
 
 from gates.criteria import (
     REPLAYED_LOGLIKELIHOODS,
+    REPLAYED_SHARE,
     REPLAYED_SUITE,
     REPLAYED_TEXT_CHARACTERS,
     REPLAYED_TEXTS,
@@ -29,7 +31,8 @@ def replayed(
     ``whole_suite`` tells whether ``pairs`` are all tasks; ``checkpoint`` is the one that both sides
     name, if they name the same: then equal answers are what a repeated run should give.
     """
-    same = [pair for pair in pairs if _identical(pair)]
+    identical = {pair.task: _identical(pair) for pair in pairs}
+    same = [pair for pair in pairs if identical[pair.task] == pair.questions]
     if checkpoint is not None:
         note = f"both sides name the checkpoint {checkpoint}: this compares it with itself"
         if same:
@@ -39,7 +42,12 @@ def replayed(
     suite = (
         whole_suite and len(same) == len(pairs) and len(same) > 1 and questions >= REPLAYED_SUITE
     )
-    found = {pair.task: _anomaly(pair) for pair in same if suite or _telling(pair)}
+    found = {
+        pair.task: _anomaly(pair, identical[pair.task])
+        for pair in pairs
+        if (suite and pair in same)
+        or (identical[pair.task] >= REPLAYED_SHARE * pair.questions and _telling(pair))
+    }
     notes = [
         f"{pair.task}: all {pair.questions} answers are the same on both sides, as short answers "
         "of a good candidate may be"
@@ -49,19 +57,22 @@ def replayed(
     return found, notes
 
 
-def _identical(pair: Pair) -> bool:
-    """Tell whether every question got the same bits on both sides, as far as they were kept."""
-    sides = pair.baseline, pair.candidate
+def _identical(pair: Pair) -> int:
+    """Return how many questions got the same bits on both sides, as far as they were kept."""
+    baseline, candidate = pair.baseline, pair.candidate
     if pair.kind is not Kind.MEAN:
-        return sides[0].scores == sides[1].scores
-    for answers in ([side.answers for side in sides], [side.choice_logprobs for side in sides]):
-        if None not in answers:
-            return answers[0] == answers[1]
-    return False
+        return sum(map(eq, baseline.scores, candidate.scores))
+    for first, second in (
+        (baseline.answers, candidate.answers),
+        (baseline.choice_logprobs, candidate.choice_logprobs),
+    ):
+        if first is not None and second is not None:
+            return sum(map(eq, first, second))
+    return 0
 
 
 def _telling(pair: Pair) -> bool:
-    """Tell whether identical answers to this task alone show that they were replayed."""
+    """Tell whether answers that agree in almost all of this task show that they were replayed."""
     side = pair.baseline
     if pair.kind is not Kind.MEAN or side.choice_logprobs or side.answer_kind == LOGLIKELIHOOD:
         return pair.questions >= REPLAYED_LOGLIKELIHOODS
@@ -69,9 +80,9 @@ def _telling(pair: Pair) -> bool:
     return pair.questions >= REPLAYED_TEXTS and characters >= REPLAYED_TEXT_CHARACTERS
 
 
-def _anomaly(pair: Pair) -> Anomaly:
+def _anomaly(pair: Pair, identical: int) -> Anomaly:
     return Anomaly(
         failure_class=FailureClass.ANSWERS_REPLAYED,
-        detail=f"{pair.task}: all {pair.questions} answers are bit-identical on both sides, which "
-        "two checkpoints do not give: a cache or the same server answered both",
+        detail=f"{pair.task}: {identical} of {pair.questions} answers are bit-identical on both "
+        "sides, which two checkpoints do not give: a cache or the same server answered both",
     )

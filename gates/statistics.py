@@ -571,7 +571,7 @@ def compare_sequence(
     estimate = float(losses.drops.mean())
 
     def within(at: float) -> float:
-        return float(losses.p_values(at, **_bets_within(max(at, limit)))[-1])
+        return float(losses.p_values(at, **_bets_within(limit, decides=at <= limit))[-1])
 
     def worse(at: float) -> float:
         return float(gains.p_values(at, **_bets_worse(limit))[-1])
@@ -595,7 +595,7 @@ def sequence_path(
     limit = margin / largest
     losses, gains = _bettors(differences, largest)
     return (
-        losses.p_values(limit, **_bets_within(limit)),
+        losses.p_values(limit, **_bets_within(limit, decides=True)),
         gains.p_values(-limit, **_bets_worse(limit)),
     )
 
@@ -605,8 +605,10 @@ class _Bets(TypedDict):
     plug_in: float
 
 
-def _bets_within(gap: float) -> _Bets:
-    return {"gaps": {gap: 1 - PLUG_IN_SHARE}, "plug_in": PLUG_IN_SHARE}
+def _bets_within(margin: float, *, decides: bool) -> _Bets:
+    """Return the bets against a drop; beyond the margin they serve the bound and decide nothing."""
+    share = PLUG_IN_SHARE if decides else 0.5
+    return {"gaps": {margin: 1 - share}, "plug_in": share}
 
 
 def _bets_worse(margin: float) -> _Bets:
