@@ -174,8 +174,7 @@ def test_a_directory_of_results_is_compared(
     code, document = ask(compare_main, f"--baseline {RESULTS} --candidate {path}")
     assert (code, document["decision"]) == (exit_code, decision)
     if document["per_task"]:
-        (note,) = document["notes"]
-        assert "compare, 5 questions: 47 % and " in note
+        assert "compare, 5 questions: 47 % and " in document["notes"][0]
 
 
 Document = dict[str, Any]
@@ -244,23 +243,33 @@ def fewer_samples(document: Document) -> None:
         pytest.param(
             lambda d: d["higher_is_better"]["compare"].update(acc=False, acc_norm=False),
             "",
-            "tasks.compare.higher_is_better",
+            "tasks.compare.higher_is_better (true for the baseline, false for the candidate)",
             id="direction",
         ),
         pytest.param(
-            lambda d: d["versions"].update(compare=3.0), "", "tasks.compare.version", id="version"
+            lambda d: d["versions"].update(compare=3.0),
+            "",
+            "tasks.compare.version ('1.0' for the baseline, '3.0' for the candidate)",
+            id="version",
         ),
         pytest.param(
-            lambda d: d["n-shot"].update(compare=5), "", "tasks.compare.shots", id="shots"
+            lambda d: d["n-shot"].update(compare=5),
+            "",
+            "tasks.compare.shots (0 for the baseline, 5 for the candidate)",
+            id="shots",
         ),
         pytest.param(
-            lambda d: d.update(lm_eval_version="0.4.0"), "", "harness.lm_eval", id="lm-eval"
+            lambda d: d.update(lm_eval_version="0.4.0"),
+            "",
+            "harness.lm_eval ('0.4.13' for the baseline, '0.4.0' for the candidate)",
+            id="lm-eval",
         ),
         pytest.param(
             fewer_samples,
             "compare",
-            "tasks.compare.documents, tasks.compare.prompts; 1 of 5 documents differ, first that "
-            "of doc 4; 1 of 5 prompts differ, first that of doc 4",
+            "tasks.compare.documents, tasks.compare.prompts, tasks.compare.targets; 1 of 5 "
+            "documents differ, first that of doc 4; 1 of 5 prompts differ, first that of doc 4; "
+            "1 of 5 targets differ, first that of doc 4",
             id="samples",
         ),
     ],
@@ -274,6 +283,87 @@ def test_runs_that_were_made_differently_are_not_compared(
     assert document["gate"] == "compare"
     assert (document["failure_class"], document["decision"]) == ("CONDITIONS_DIFFER", "ANOMALOUS")
     assert document["detail"] == f"the two sides differ in {named}"
+
+
+def cached(document: Document) -> None:
+    document["config"].update(use_cache="/cache/answers")
+
+
+def without_seeds(document: Document) -> None:
+    document["config"].pop("random_seed")
+    document.pop("versions")
+
+
+NOTED: dict[str, tuple[Callable[[Document], object], bool, str]] = {
+    "tokenizer": (
+        lambda d: d["config"].update(model_args={"pretrained": "/a", "tokenizer": "/other"}),
+        False,
+        "model_args.tokenizer: the model's own for the baseline, /other for the candidate",
+    ),
+    "one-cache": (cached, True, "config.use_cache: both sides read answers from /cache/answers"),
+    "unrecorded": (without_seeds, True, "seeds.fewshot, tasks.*.version"),
+    "run": (lambda d: None, False, "baseline and candidate: all tasks: not known whether prompts"),
+    "run-of-one": (
+        lambda d: d["results"]["compare"].update(
+            {"acc_stderr,none": 7.0, "acc_norm_stderr,none": 7.0}
+        ),
+        False,
+        "candidate: compare: the reported standard error is not that of the samples",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "both", "note"), NOTED.values(), ids=NOTED.keys())
+def test_what_could_not_be_compared_is_noted(
+    change: Callable[[Document], object], both: bool, note: str, tmp_path: Path, ask: Ask
+) -> None:
+    def named(document: Document) -> None:
+        document["config"] = {"model_args": {"pretrained": "/a"}, "random_seed": 0}
+
+    def changed(document: Document) -> None:
+        named(document)
+        change(document)
+
+    baseline = results_with(tmp_path / "baseline", changed if both else named)
+    candidate = results_with(tmp_path / "candidate", changed)
+    _, document = ask(compare_main, f"--baseline {baseline} --candidate {candidate}")
+    assert document["per_task"], document["detail"]
+    assert any(note in each for each in document["notes"]), document["notes"]
+
+
+def test_a_direction_that_is_upside_down_on_both_sides(tmp_path: Path, ask: Ask) -> None:
+    def flip(document: Document) -> None:
+        document["higher_is_better"]["compare"] = {"acc": False, "acc_norm": False}
+
+    results = results_with(tmp_path / "r", flip)
+    code, document = ask(compare_main, f"--baseline {results} --candidate {results}")
+    assert code == 2
+    assert document["detail"].startswith("tasks.compare.higher_is_better: is the opposite")
+    assert "metric_list" in document["detail"]
+
+
+@pytest.mark.parametrize(("scale", "code"), [(1.0, 0), (100.0, 2)], ids=["same", "another"])
+def test_a_scale_that_is_known_cannot_be_another(
+    scale: float, code: int, tmp_path: Path, ask: Ask
+) -> None:
+    task = {"metric": "acc", "scale": 1.0, "scores": [1, 0] * 200}
+    task["questions"] = [str(number) for number in range(400)]
+    path = tmp_path / "samples.json"
+    path.write_text(json.dumps({"tasks": {"arc": task}}))
+    options = f'--baseline {path} --candidate {path} --scales {{"arc":{scale}}}'
+    found, document = ask(compare_main, options)
+    assert found == code, document["detail"]
+    assert (
+        code == 0 or document["detail"] == f"--scales: arc: {path} has scores up to 1; leave it out"
+    )
+
+
+def test_a_failure_says_what_to_do_next(tmp_path: Path, ask: Ask) -> None:
+    other = results_with(tmp_path / "other", lambda d: d["versions"].update(compare=3.0))
+    _, document = ask(compare_main, f"--baseline {RESULTS} --candidate {other}")
+    assert document["next_action"] == "Evaluate both sides again under one set of settings."
+    _, document = ask(compare_main, f"--baseline {RESULTS} --candidate {tmp_path / 'none'}")
+    assert "file named in the reason" in document["next_action"]
 
 
 def test_another_metric_is_another_condition(tmp_path: Path, ask: Ask) -> None:
@@ -434,7 +524,7 @@ def test_samples_documents_that_cannot_be_read(
 def test_a_samples_document_too_large_for_the_strict_parser(
     tmp_path: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("conductor.gate_commands.LARGEST_DOCUMENT_BYTES", 100)
+    monkeypatch.setattr("conductor.gate_commands.documents.LARGEST_DOCUMENT_BYTES", 100)
     samples = samples_file(tmp_path / "samples.json", [1] * 400)
     code, _ = ask(compare_main, f"--baseline {samples} --candidate {samples}")
     assert code == 0

@@ -123,6 +123,22 @@ FAULTS: dict[str, tuple[str, Change, FailureClass, str, str]] = {
     ),
     "null-text": ("words", some(1, resps=[[None]]), LOST, "answers.null", "1 of 30 answers are"),
     "placeholder": ("words", some(2, resps=[[NULL_ANSWER]]), LOST, "answers.null", "2 of 30"),
+    "number-that-is-none": ("words", some(1, resps=[[NAN]]), LOST, "answers.null", "1 of 30"),
+    "error-for-text": ("words", some(1, resps=[[{"e": 1}]]), LOST, "answers.null", "or no text"),
+    "fewer-answers-than-requests": (
+        "words",
+        some(1, arguments={"gen_args_0": {"arg_0": "a"}, "gen_args_1": {"arg_0": "b"}}),
+        LOST,
+        "samples",
+        "29 of 30 scored",
+    ),
+    "fewer-in-lists": (
+        "choices",
+        some(2, arguments=[["a", "b"], ["a", "c"], ["a", "d"]]),
+        LOST,
+        "errors",
+        "2 documents were not scored: 0 (2 answers to 3 requests)",
+    ),
     "empty": (
         "words",
         some(2, resps=[[" \n"]]),
@@ -199,6 +215,8 @@ TOLERATED: dict[str, tuple[str, Change]] = {
             row.pop(name) for row in rows for name in ("doc_hash", "prompt_hash", "target_hash")
         ],
     ),
+    "numbers-for-text": ("words", lambda rows: [r.update(resps=[[r["doc_id"]]]) for r in rows]),
+    "arguments-of-another-form": ("words", each(arguments=["prompt", {"until": []}])),
     "no-filter": ("choices", lambda rows: [row.pop("filter") for row in rows]),
     "ids-as-text": (
         "choices",
@@ -281,6 +299,83 @@ def test_score_that_nobody_can_work_out_is_said(tmp_path: Path) -> None:
     verdict = verdict_on(results)
     assert verdict.passed
     assert any(note.startswith("words: score not worked out") for note in verdict.notes)
+
+
+@pytest.mark.parametrize("flag", ["False", False], ids=["text", "boolean"])
+def test_log_likelihoods_are_known_by_their_form(tmp_path: Path, flag: object) -> None:
+    results = write_results(tmp_path / "r")
+    change_results(results, lambda d: d.pop("configs"))
+    assert verdict_on(results).passed
+    change_rows(results, "choices", each(resps=[[["-1.0", flag]], [["nan", flag]]]))
+    verdict = verdict_on(results)
+    assert verdict.failure_class is LOST
+    assert "tasks.choices.answers.non_finite" in failed(verdict)
+
+
+@pytest.mark.parametrize("section", ["configs", "n-samples"])
+def test_a_task_that_was_asked_and_has_no_results(tmp_path: Path, section: str) -> None:
+    results = write_results(tmp_path / "r")
+    other = {"configs": "n-samples", "n-samples": "configs"}[section]
+    change_results(results, lambda d: [d[name].pop("words") for name in ("results", other)])
+    verdict = verdict_on(results)
+    assert verdict.failure_class is LOST
+    assert "tasks.words.score" in verdict.detail
+
+
+def test_without_a_count_nobody_knows_what_was_planned(tmp_path: Path) -> None:
+    results = write_results(tmp_path / "r")
+    change_results(results, lambda d: d["n-samples"].pop("words"))
+    verdict = verdict_on(results)
+    assert verdict.failure_class is LOST
+    assert "n-samples.words.effective is no number" in verdict.detail
+
+
+def hash_rows(results: Path) -> None:
+    """Write the hash over all rows into the results, as lm-eval does."""
+    hashes = {
+        task: hashed(
+            "".join(r["doc_hash"] + r["prompt_hash"] + r["target_hash"] for r in rows_of(task))
+        )
+        for task in ("words", "choices")
+    }
+    change_results(results, lambda d: d.update(task_hashes=hashes))
+
+
+@pytest.mark.parametrize(
+    ("change", "noted"),
+    [
+        (lambda rows: None, False),
+        (each(resps=[["other"]], exact_match=1.0), False),
+        (lambda rows: rows[3].pop("target_hash"), False),
+        (lambda rows: rows[3].update(target_hash="f" * 64), True),
+        (lambda rows: rows.reverse(), True),
+    ],
+    ids=["as-written", "answers", "unknown", "target", "order"],
+)
+def test_rows_that_the_harness_did_not_hash_are_noted(
+    tmp_path: Path, change: Change, noted: bool
+) -> None:
+    results = write_results(tmp_path / "r")
+    hash_rows(results)
+    change_rows(results, "words", change)
+    notes = verdict_on(results).notes
+    assert any(note.startswith("words: rows were taken out") for note in notes) is noted
+
+
+@pytest.mark.parametrize(
+    ("factor", "noted"), [(1.0, False), (1.04, False), (0.94, True), (3.0, True)], ids=str
+)
+def test_a_standard_error_that_does_not_follow_is_noted(
+    tmp_path: Path, factor: float, noted: bool
+) -> None:
+    results = write_results(tmp_path / "r")
+    stderr = (0.8 * 0.2 / 29) ** 0.5 * factor
+    change_results(
+        results, lambda d: d["results"]["words"].update({"exact_match_stderr,none": stderr})
+    )
+    verdict = verdict_on(results)
+    assert verdict.passed
+    assert any(n.startswith("words: the reported standard error") for n in verdict.notes) is noted
 
 
 def test_results_without_a_log(tmp_path: Path) -> None:
@@ -468,6 +563,22 @@ SERVERS: dict[str, tuple[list[str], str | None, str]] = {
         "INFRA_TRANSIENT",
         "server.starts: the server started 2 times",
     ),
+    "nothing-answered": (
+        [START.format(1), *[ACCESS.format(1, "404 Not Found")] * 9],
+        "INFRA_TRANSIENT",
+        "server.errors: 9 of 9",
+    ),
+    "refused-requests": (
+        [START.format(1), FINE, *[ACCESS.format(1, "400 Bad Request")] * 9],
+        None,
+        "server: of 209 requests, some ended badly: 9 with 400",
+    ),
+    "no-request": ([START.format(1)], None, "server: the log has no request"),
+    "colours": (
+        [ACCESS.format(1, "500 x").replace("INFO", "\x1b[32mINFO\x1b[0m")] * 9,
+        "INFRA_TRANSIENT",
+        "server.errors: 9 of 9",
+    ),
     "a-prompt-like-a-log": (
         [
             START.format(1),
@@ -496,6 +607,16 @@ def test_server_log(
     exit_code, document = ask(["--results", str(results), "--server-log", str(log)])
     assert (exit_code, document["failure_class"]) == (int(failure_class is not None), failure_class)
     assert words in document["detail"] + " ".join(document["notes"])
+
+
+@pytest.mark.parametrize("content", [b"", b"hello\n" * 9, b"\x1f\x8b\x08" + b"\0" * 99], ids=repr)
+def test_a_server_log_that_tells_nothing(tmp_path: Path, ask: Ask, content: bytes) -> None:
+    log = tmp_path / "server.log"
+    log.write_bytes(content)
+    results = write_results(tmp_path / "r")
+    exit_code, document = ask(["--results", str(results), "--server-log", str(log)])
+    assert exit_code == 2
+    assert document["detail"].endswith("give the plain log of vLLM, with access lines")
 
 
 def test_limits_of_the_caller(tmp_path: Path, ask: Ask) -> None:

@@ -250,6 +250,13 @@ def _broken_line(results: Path) -> None:
     log.write_text("\n".join([lines[0], lines[1][:-9], *lines[2:]]))
 
 
+def _older_task(results: Path) -> None:
+    newest = only(results, "results_*.json")
+    newest.with_name("results_2026-01-01T00-00-00.json").write_text(
+        json.dumps({"results": {"compare": {}, "forgotten": {}}})
+    )
+
+
 UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no-directory": (shutil.rmtree, "is no directory"),
     "no-results": (lambda r: only(r, "results_*.json").unlink(), "holds no results_"),
@@ -257,6 +264,10 @@ UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "results-broken": (lambda r: only(r, "results_*.json").write_text("{"), "is not valid JSON"),
     "results-a-list": (lambda r: only(r, "results_*.json").write_text("[]"), "holds a JSON list"),
     "no-tasks": (lambda r: change_results(r, lambda d: d.pop("results")), "has no task"),
+    "older-tasks": (
+        _older_task,
+        "is the newest results file and has no forgotten, which results_2026-01-01",
+    ),
     "broken-line": (_broken_line, ".jsonl:2: is not valid JSON"),
     "line-a-number": (
         lambda r: only(r, "samples_reverse_*").write_text("1\n"),
@@ -447,6 +458,28 @@ OTHER_CONDITIONS: dict[str, tuple[Callable[[Path], object], set[str]]] = {
         lambda r: change_rows(r, "words", lambda rows: rows[7].update(prompt_hash="f" * 64)),
         {"tasks.words.prompts"},
     ),
+    "text-under-the-same-hash": (
+        lambda r: change_rows(
+            r, "words", lambda rows: rows[7].update(arguments={"gen_args_0": {"arg_0": "Hi"}})
+        ),
+        {"tasks.words.prompts"},
+    ),
+    "target": (
+        lambda r: change_rows(r, "words", lambda rows: rows[7].update(target_hash="f" * 64)),
+        {"tasks.words.targets"},
+    ),
+    "filters": (
+        lambda r: change_results(
+            r, lambda d: d["configs"]["words"].update(filter_list=[{"name": "none"}])
+        ),
+        {"tasks.words.filter_list"},
+    ),
+    "metric-options": (
+        lambda r: change_results(
+            r, lambda d: d["configs"]["words"]["metric_list"][0].update(ignore_case=True)
+        ),
+        {"tasks.words.metric_list"},
+    ),
     "document": (
         lambda r: change_rows(r, "choices", lambda rows: rows[7].update(doc_hash="f" * 64)),
         {"tasks.choices.documents"},
@@ -492,7 +525,7 @@ def test_conditions_that_differ(
     found = [probe_results(side) for side in sides]
     first, second = (side.conditions() for side in found)
     assert {name for name in first | second if first.get(name) != second.get(name)} == differing
-    hashed = {name for name in differing if name.endswith(("prompts", "documents"))}
+    hashed = {name for name in differing if name.endswith(("prompts", "documents", "targets"))}
     sentences = differing_questions(*found)
     assert sentences.keys() == hashed
     assert all(each.startswith("1 of 30 ") and "doc 7" in each for each in sentences.values())
@@ -616,3 +649,69 @@ def test_a_task_of_one_batch_only_is_kept(tmp_path: Path) -> None:
     merged = merge_results(parts)
     assert list(merged.tasks) == ["words", "choices"]
     assert merged.tasks["choices"] is parts[0].tasks["choices"]
+
+
+def test_the_address_of_a_function_is_no_condition(tmp_path: Path) -> None:
+    sides = [write_results(tmp_path / name) for name in ("a", "b")]
+    for side, address in zip(sides, ("0x7f01", "0x7fab"), strict=True):
+        metric = {"metric": f"<function f at {address}>"}
+        change_results(side, lambda d, m=metric: d["configs"]["words"].update(metric_list=[m]))
+    first, second = (probe_results(side).tasks["words"].scoring for side in sides)
+    assert first == second
+    assert first["metric_list"] == [{"metric": "<function f>"}]
+
+
+HASHES = ("doc_hash", "prompt_hash")
+
+
+@pytest.mark.parametrize("field", ["doc", "arguments"])
+def test_without_hashes_the_content_counts(tmp_path: Path, field: str) -> None:
+    sides = [write_results(tmp_path / name) for name in ("a", "b")]
+    for side in sides:
+        change_rows(side, "words", lambda rows: [r.pop(n) for r in rows for n in HASHES])
+    assert probe_results(sides[0]).samples() == probe_results(sides[1]).samples()
+    other = {"doc": {"question": "other"}, "arguments": [["other", {}]]}[field]
+    change_rows(sides[1], "words", lambda rows: rows[7].update({field: other}))
+    differing = differing_questions(*map(probe_results, sides))
+    setting = {"doc": "documents", "arguments": "prompts"}[field]
+    assert differing.keys() == {f"tasks.words.{setting}"}
+    questions = [probe_results(side).samples()["tasks"]["words"]["questions"] for side in sides]
+    assert [n for n, (a, b) in enumerate(zip(*questions, strict=True)) if a != b] == [7]
+
+
+def test_what_nobody_recorded(tmp_path: Path) -> None:
+    results = write_results(tmp_path / "r")
+    silent = probe_results(results).unrecorded()
+    assert silent == ["gen_kwargs", "seeds.numpy", "seeds.fewshot"]
+    change_results(results, lambda d: [d.pop(n) for n in ("versions", "lm_eval_version")])
+    change_rows(
+        results, "words", lambda rows: [r.pop(n) for r in rows for n in (*HASHES, "arguments")]
+    )
+    added = {"harness.lm_eval", "tasks.*.version", "tasks.words.prompts"}
+    assert set(probe_results(results).unrecorded()) - set(silent) >= added
+
+
+@pytest.mark.parametrize(
+    ("metric", "higher", "odd"),
+    [
+        ("acc", True, False),
+        ("acc", False, True),
+        ("perplexity", True, True),
+        ("perplexity", False, False),
+        ("error_rate", False, False),
+        ("error_rate", True, False),
+    ],
+)
+def test_directions_that_are_upside_down(
+    tmp_path: Path, metric: str, higher: bool, odd: bool
+) -> None:
+    results = write_results(tmp_path / "r")
+    change_results(
+        results,
+        lambda d: (
+            d["results"].update(choices={f"{metric},none": 0.5}),
+            d["configs"]["choices"]["metric_list"][0].update(metric=metric),
+            d["higher_is_better"].update(choices={metric: higher}),
+        ),
+    )
+    assert probe_results(results).upside_down() == (["choices"] if odd else [])

@@ -22,11 +22,16 @@ _OF_RESULTS = (
 )
 _SOFTWARE = ("lm_eval", "transformers")
 
+ALWAYS_RECORDED = (
+    *("harness.lm_eval", "model_type", "limit", "batch_size", "gen_kwargs", "chat_template_sha"),
+    *(f"seeds.{name.removesuffix('_seed')}" for name in _SEEDS),
+)
+"""Settings that lm-eval writes down of every run, be they null."""
+
 
 def settings_of(document: Mapping[str, Any]) -> dict[str, object]:
     """Return the settings of a results document by name; what it does not say is left out."""
-    stated = document.get("config")
-    config: Mapping[str, Any] = stated if isinstance(stated, Mapping) else {}
+    config = _config(document)
     named = {
         **{f"harness.{name}": (document, f"{name}_version") for name in _SOFTWARE},
         "model_type": (config, "model"),
@@ -39,6 +44,23 @@ def settings_of(document: Mapping[str, Any]) -> dict[str, object]:
         if name not in _SIDE_ARGUMENTS:
             settings[f"model_args.{name}"] = value
     return settings
+
+
+def places_of(document: Mapping[str, Any]) -> dict[str, str]:
+    """Return where the tokenizer, unless it is the model's own, and cached answers were read."""
+    config = _config(document)
+    arguments = _arguments(config.get("model_args"))
+    tokenizer, cache = arguments.get("tokenizer"), config.get("use_cache")
+    own = [arguments.get(name) for name in ("pretrained", "model", "path")]
+    return {
+        **({"tokenizer": tokenizer} if isinstance(tokenizer, str) and tokenizer not in own else {}),
+        **({"cache": cache} if isinstance(cache, str) else {}),
+    }
+
+
+def _config(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    stated = document.get("config")
+    return stated if isinstance(stated, Mapping) else {}
 
 
 def _arguments(stated: object) -> Mapping[str, object]:

@@ -8,9 +8,7 @@ count is given. Scores are taken as lm-eval aggregated them, beside what follows
 
 from __future__ import annotations
 
-import math
 import re
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -18,7 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from conductor.probes import sample_evidence
-from conductor.probes.harness_settings import is_sampled, settings_of
+from conductor.probes.harness_settings import (
+    ALWAYS_RECORDED,
+    is_sampled,
+    places_of,
+    settings_of,
+)
 from conductor.probes.reading import ProbeError, read_object
 from conductor.probes.sample_log import (
     NULL_ANSWER,
@@ -68,9 +71,22 @@ _AGGREGATIONS = {
 }
 """How lm-eval aggregates a metric whose task does not say; all others are means."""
 
+_LOWER_IS_BETTER = (
+    *("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"),
+    *("ter", "brier_score"),
+)
+_TOLD_OF_EVERY_TASK = (
+    *("version", "shots", "output_type", "higher_is_better"),
+    *("documents", "prompts", "targets"),
+)
+
 _LIKELIHOOD_OUTPUTS = ("loglikelihood", "loglikelihood_rolling", "multiple_choice")
+_SCORING = ("output_type", "repeats", "filter_list", "metric_list")
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _LARGEST_PLAN = 100_000_000
 _PREFIX = "results_"
+_TASK_SECTIONS = ("results", "configs", "n-samples")
+"""Where a results document names its tasks; one that has no results was asked and got lost."""
 _DIGEST_BYTES = 16
 
 _BATCHES_MAY_DIFFER = re.compile(r"limit|seeds\..*|model_args\.seed")
@@ -90,9 +106,9 @@ class TaskResult:
     """One task: score and standard error on the metric's own scale, and sample counts.
 
     ``None`` means that the results do not say; ``errors`` are sentences for the reader.
-    ``generation`` says how answers were generated, ``size`` how many documents the whole benchmark
-    has, ``context_overflow`` how many prompts were cut to fit the model. ``log`` is what the log of
-    samples says.
+    ``generation`` says how answers were generated, ``scoring`` how they become scores, ``size`` how
+    many documents the whole benchmark has, ``context_overflow`` how many prompts were cut to fit
+    the model. ``log`` is what the log of samples says.
     """
 
     task: str
@@ -110,6 +126,7 @@ class TaskResult:
     aggregation: str = "mean"
     size: int | None = None
     generation: Mapping[str, Any] = field(default_factory=dict)
+    scoring: Mapping[str, Any] = field(default_factory=dict)
     task_hash: str | None = None
     context_overflow: int | None = None
     log: SampleLog | None = field(default=None, compare=False, repr=False)
@@ -122,6 +139,7 @@ class TaskResult:
                 self.log,
                 sampled=is_sampled(self.generation),
                 context_overflow=self.context_overflow,
+                task_hash=self.task_hash,
             )
         entry = {
             "scored_samples": self.scored_samples,
@@ -171,6 +189,7 @@ class TaskResult:
             "shots": self.fewshot,
             "size": self.size,
             "generation": dict(self.generation),
+            **self.scoring,
         }
         for name, hashes in _hashes(self).items():
             conditions[name] = _digest(hashes)
@@ -183,7 +202,8 @@ class EvaluationResults:
 
     ``completion_tokens`` are {task: [(mean length in tokens, documents)]} of generation tasks, and
     empty where nobody counted. ``versions`` are those of the software that evaluated, ``settings``
-    those that hold for all tasks.
+    those that hold for all tasks. ``places`` are where its tokenizer
+    and cached answers were read.
     """
 
     tasks: Mapping[str, TaskResult]
@@ -192,6 +212,7 @@ class EvaluationResults:
     versions: Mapping[str, str]
     results_file: Path = field(compare=False)
     settings: Mapping[str, object] = field(default_factory=dict)
+    places: Mapping[str, str] = field(default_factory=dict)
 
     def run_summary(self) -> dict[str, Any]:
         """Return the run summary that the run gate reads."""
@@ -223,6 +244,31 @@ class EvaluationResults:
             for setting, value in task.conditions().items():
                 conditions[f"tasks.{name}.{setting}"] = value
         return conditions
+
+    def unrecorded(self) -> list[str]:
+        """Return the conditions that every run has and this one does not tell."""
+        asked = {name: task.conditions() for name, task in self.tasks.items()}
+        silent = {
+            setting: [name for name in asked if asked[name][setting] is None]
+            for setting in _TOLD_OF_EVERY_TASK
+        }
+        return [name for name in ALWAYS_RECORDED if name not in self.settings] + [
+            f"tasks.{name}.{setting}"
+            for setting, names in silent.items()
+            for name in (["*"] if len(names) == len(asked) else names)
+        ]
+
+    def upside_down(self) -> list[str]:
+        """Return the tasks whose direction is not that of a metric which lm-eval knows."""
+        return [
+            name
+            for name, task in self.tasks.items()
+            if task.higher_is_better is not None
+            and (
+                (RATE_METRICS.fullmatch(task.metric) and not task.higher_is_better)
+                or (task.metric in _LOWER_IS_BETTER and task.higher_is_better)
+            )
+        ]
 
     def scores(self) -> dict[str, float | None]:
         """Return {task: score}; a task without a usable score is listed with ``None``."""
@@ -256,13 +302,13 @@ def probe_results(
         plan=_optional_object(results_dir / PLAN_FILE),
         overflows=_mapping(_optional_object(results_dir / FACTS_FILE), "context_overflow"),
     )
-    groups = _groups(source.document)
+    listed = [name for section in _TASK_SECTIONS for name in _mapping(source.document, section)]
     tasks = {
         name: source.task(name, (choices or {}).get(name), (clusters or {}).get(name))
-        for name in _mapping(source.document, "results")
-        if name not in groups
+        for name in dict.fromkeys(listed)
+        if name not in _groups(source.document)
     }
-    if not tasks:
+    if not tasks.keys() & _mapping(source.document, "results").keys():
         raise ProbeError(file, "has no task in results", REMEDY)
     return EvaluationResults(
         tasks=tasks,
@@ -275,6 +321,7 @@ def probe_results(
         },
         results_file=file,
         settings=settings_of(source.document),
+        places=places_of(source.document),
     )
 
 
@@ -296,7 +343,24 @@ def _newest_results(results_dir: Path) -> Path:
             f"holds results of several models ({', '.join(models)})",
             "give the directory of one of them",
         )
-    return max(files, key=lambda path: path.name)
+    newest = max(files, key=lambda path: path.name)
+    _refuse_older_tasks(newest, files)
+    return newest
+
+
+def _refuse_older_tasks(newest: Path, files: Iterable[Path]) -> None:
+    """Refuse results of which some tasks stand in an older file alone: they would be left out."""
+    tasks = _mapping(read_object(newest, REMEDY), "results").keys()
+    for file in files:
+        older = [] if file == newest else _mapping(read_object(file, REMEDY), "results")
+        left_out = [name for name in older if name not in tasks]
+        if left_out:
+            raise ProbeError(
+                newest,
+                f"is the newest results file and has no {', '.join(left_out)}, which {file.name} "
+                "has",
+                "give each evaluation a directory of its own, or ask all tasks in one",
+            )
 
 
 def _mapping(document: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -334,7 +398,7 @@ class _Source:
             metric=metric,
             filter=answer_filter,
             aggregation=_aggregation(config, metric),
-            likelihood=config.get("output_type") in _LIKELIHOOD_OUTPUTS,
+            likelihood=_is_likelihood(config),
             plan=self.planned(task),
             filters=tuple(name for reported, name in _reported(values) if reported == metric),
             contrasted="acc_mutual_info" in _names(config, "metric_list", "metric"),
@@ -347,6 +411,10 @@ class _Source:
             errors += log.problems()
         else:
             errors.append(f"no sample log {path.name}: cannot tell how many documents were scored")
+        if reading.plan.count is None:
+            errors.append(
+                f"n-samples.{task}.effective is no number: cannot tell what was to be asked"
+            )
         better = _mapping(_mapping(self.document, "higher_is_better"), task).get(metric)
         version, task_hash = self.of("versions", task), self.of("task_hashes", task)
         return TaskResult(
@@ -365,6 +433,7 @@ class _Source:
             aggregation=reading.aggregation,
             size=reading.plan.size,
             generation=_mapping(config, "generation_kwargs"),
+            scoring=_scoring(config),
             task_hash=task_hash if isinstance(task_hash, str) else None,
             context_overflow=_whole(self.overflows.get(task)),
             log=log,
@@ -388,6 +457,25 @@ class _Source:
         )
         documents = None if count is None or any_subset else range(count)
         return Plan(documents=documents, count=count, size=size)
+
+
+def _is_likelihood(config: Mapping[str, Any]) -> bool | None:
+    """Tell whether log-likelihoods are what a task asks for, where it says what."""
+    output = config.get("output_type")
+    return output in _LIKELIHOOD_OUTPUTS if isinstance(output, str) else None
+
+
+def _scoring(config: Mapping[str, Any]) -> dict[str, object]:
+    """Return how a task makes scores of answers; functions are written with their address."""
+    return {name: _without_addresses(config.get(name)) for name in _SCORING}
+
+
+def _without_addresses(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without_addresses(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_without_addresses(entry) for entry in value]
+    return _ADDRESS.sub("", value) if isinstance(value, str) else value
 
 
 def _written_plan(entry: Any, task: str, path: Path) -> Plan:
@@ -470,17 +558,21 @@ def _completion_tokens(path: Path) -> dict[str, list[tuple[float, int]]]:
 
 
 def _hashes(task: TaskResult) -> dict[str, dict[DocumentId, str]]:
-    """Return the hash of each document, and of each prompt, by document."""
-    found: dict[str, dict[DocumentId, str]] = {"documents": {}, "prompts": {}}
+    """Return the hash of each document, prompt and target by document; empty where nobody knows."""
+    found: dict[str, dict[DocumentId, str]] = {"documents": {}, "prompts": {}, "targets": {}}
     for column in task.log.columns.values() if task.log else ():
-        for document, key in zip(column.documents, column.keys, strict=True):
-            _, found["documents"][document], found["prompts"][document] = key.rsplit(":", 2)
+        for document, key, texts, target in zip(
+            column.documents, column.keys, column.texts, column.targets, strict=True
+        ):
+            _, found["documents"][document], prompt = key.rsplit(":", 2)
+            found["prompts"][document] = prompt + texts
+            found["targets"][document] = target
     return found
 
 
 def _digest(hashes: Mapping[DocumentId, str]) -> str | None:
-    """Return one digest over hashes by document, whatever the order; ``None`` over nothing."""
-    if not hashes:
+    """Return one digest over hashes by document, in any order; ``None`` where none is known."""
+    if not any(hashes.values()):
         return None
     lines = sorted(f"{document}:{value}" for document, value in hashes.items())
     text = "\n".join(lines).encode(errors="surrogatepass")
@@ -490,14 +582,14 @@ def _digest(hashes: Mapping[DocumentId, str]) -> str | None:
 def differing_questions(
     baseline: EvaluationResults, candidate: EvaluationResults
 ) -> dict[str, str]:
-    """Say of each condition about prompts or documents that differs how many do, and which first.
+    """Say of each condition about single questions that differs how many do, and which first.
 
     The keys are those of ``conditions()``, such as ``tasks.gsm8k.prompts``.
     """
     sentences = {}
     for name in baseline.tasks.keys() & candidate.tasks.keys():
         sides = _hashes(baseline.tasks[name]), _hashes(candidate.tasks[name])
-        for setting in ("documents", "prompts"):
+        for setting in sides[0]:
             first, second = (side[setting] for side in sides)
             differing = [
                 each for each in {**first, **second} if first.get(each) != second.get(each)
@@ -543,6 +635,7 @@ def merge_results(batches: Sequence[EvaluationResults]) -> EvaluationResults:
             name: _one_or_all(batch.settings.get(name) for batch in batches)
             for name in first.settings
         },
+        places=last.places,
     )
 
 
@@ -569,7 +662,7 @@ def _refuse_other_conditions(first: EvaluationResults, batch: EvaluationResults)
                 f"tasks.{name}.{setting}": value
                 for name in shared
                 for setting, value in side.tasks[name].conditions().items()
-                if setting not in ("hash", "documents", "prompts")
+                if setting not in ("hash", "documents", "prompts", "targets")
             },
             "model": side.model,
         }
@@ -605,7 +698,7 @@ def _merged_task(batches: Sequence[EvaluationResults], name: str) -> TaskResult:
         **{
             **{each: getattr(parts[0], each) for each in _CARRIED_OVER},
             "score": score,
-            "stderr": _standard_error(log),
+            "stderr": log.standard_error(),
             "expected_samples": log.planned,
             "scored_samples": log.scored,
             "errors": tuple(errors),
@@ -618,7 +711,7 @@ def _merged_task(batches: Sequence[EvaluationResults], name: str) -> TaskResult:
 
 _CARRIED_OVER = (
     *("task", "metric", "filter", "higher_is_better", "scale", "version", "fewshot"),
-    *("aggregation", "size", "generation"),
+    *("aggregation", "size", "generation", "scoring"),
 )
 """What all batches of a task agree on."""
 
@@ -631,15 +724,3 @@ def _refuse_other_prompts(log: SampleLog, task: str, path: Path) -> None:
             if keys.setdefault(document, key) != key:
                 problem = f"{task}: doc {document} was asked with another prompt or content before"
                 raise ProbeError(path, problem, "put together only batches that were asked alike")
-
-
-def _standard_error(log: SampleLog) -> float | None:
-    """Return the standard error of a mean over questions; other aggregations have none here."""
-    if log.reading.aggregation != "mean":
-        return None
-    scores: dict[DocumentId, list[float]] = {}
-    for column in log.columns.values():
-        for document, score in zip(column.documents, column.scores, strict=True):
-            scores.setdefault(document, []).append(score)
-    means = [statistics.fmean(each) for each in scores.values()]
-    return statistics.stdev(means) / math.sqrt(len(means)) if len(means) > 1 else None

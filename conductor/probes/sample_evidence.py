@@ -17,9 +17,15 @@ _EXAMPLES = 5
 _DIGEST_BYTES = 16
 
 
-def audit(log: SampleLog, *, sampled: bool, context_overflow: int | None) -> dict[str, Any]:
-    """Return what a run summary says about the samples of one task."""
+def audit(
+    log: SampleLog, *, sampled: bool, context_overflow: int | None, task_hash: str | None
+) -> dict[str, Any]:
+    """Return what a run summary says about the samples of one task.
+
+    ``task_hash`` is that of the results; it says whether the log still has the rows it was of.
+    """
     counts = log.answers
+    hashes = (task_hash, log.task_hash)
     return {
         "filters": {name: _filter(rows, log) for name, rows in sorted(log.rows.items())},
         "plan": _plan_source(log.reading.plan),
@@ -33,6 +39,8 @@ def audit(log: SampleLog, *, sampled: bool, context_overflow: int | None) -> dic
             **_sameness(log),
         },
         "recomputed_score": log.recomputed(),
+        "recomputed_stderr": log.standard_error(),
+        "rows_as_written": None if None in hashes else task_hash == log.task_hash,
         "repeats": _repeats(log, sampled=sampled),
         "context_overflow": context_overflow,
     }

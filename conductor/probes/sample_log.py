@@ -17,8 +17,9 @@ import math
 from array import array
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from hashlib import blake2b
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b, sha256
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,6 +82,7 @@ class Plan:
 class Reading:
     """How to read one task's log: what is the score, and of which kind the answers are.
 
+    ``likelihood`` is ``None`` where the results do not say it; then the first row does.
     ``filters`` are those that must have rows. ``contrasted`` says that the second half of the
     log-likelihoods are those of choices without the question. ``cluster_field`` names the
     document's field that tells which questions belong together.
@@ -89,7 +91,7 @@ class Reading:
     metric: str
     filter: str
     aggregation: str
-    likelihood: bool
+    likelihood: bool | None
     plan: Plan
     filters: tuple[str, ...] = ()
     contrasted: bool = False
@@ -106,12 +108,14 @@ class Column:
     """One answer to each question, in the order asked; every list has one entry per question.
 
     ``weights`` are empty but for perplexities, ``choices`` but for log-likelihoods and ``clusters``
-    but where a field was named. ``prompts`` and ``targets`` are hashes.
+    but where a field was named. ``prompts`` and ``targets`` are hashes, ``texts`` are hashes of all
+    that was put to the model, of which a prompt's hash has only the first.
     """
 
     documents: list[DocumentId] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     prompts: list[DocumentId] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
     scores: array[float] = field(default_factory=lambda: array("d"))
     weights: array[float] = field(default_factory=lambda: array("d"))
     digests: list[str] = field(default_factory=list)
@@ -159,7 +163,8 @@ class SampleLog:
     """What one log, or several of one side together, say about a task.
 
     ``plans`` are by repeat. ``unnamed`` counts documents that were planned and never seen, so that
-    nobody knows their ids. ``unusable`` says why documents do not count as scored.
+    nobody knows their ids. ``unusable`` says why documents do not count as scored. ``task_hash`` is
+    over the hashes of all rows in their order, as lm-eval makes it, or ``None``.
     """
 
     reading: Reading
@@ -167,6 +172,7 @@ class SampleLog:
     columns: dict[int, Column] = field(default_factory=dict)
     unusable: dict[DocumentId, str] = field(default_factory=dict)
     answers: Answers = field(default_factory=Answers)
+    task_hash: str | None = None
     empty_digests: set[str] = field(default_factory=set)
     plans: dict[int, Collection[DocumentId]] = field(default_factory=dict)
     unnamed: int = 0
@@ -212,6 +218,22 @@ class SampleLog:
             return aggregate(self.reading.aggregation, scores, weights)
         except (OverflowError, ZeroDivisionError):
             return None
+
+    def standard_error(self) -> float | None:
+        """Return the standard error of a mean over questions; other aggregations have none here."""
+        if self.reading.aggregation != "mean":
+            return None
+        scores: dict[DocumentId, list[float]] = {}
+        for column in self.columns.values():
+            for document, score in zip(column.documents, column.scores, strict=True):
+                scores.setdefault(document, []).append(score)
+        means = [math.fsum(each) / len(each) for each in scores.values()]
+        if len(means) < 2:
+            return None
+        mean = math.fsum(means) / len(means)
+        return math.sqrt(
+            math.fsum((each - mean) ** 2 for each in means) / (len(means) - 1) / len(means)
+        )
 
 
 def merge_logs(logs: Sequence[SampleLog]) -> SampleLog:
@@ -288,9 +310,16 @@ def read_log(log: Path, reading: Reading) -> SampleLog:
     Raises:
         ProbeError: a line is no row of a sample log, is cut off, or is larger than any row.
     """
+    rows = _rows(log, _row_type(reading))
+    head = list(islice(rows, 1))
+    if reading.likelihood is None:
+        likelihood = reading.aggregation in PERPLEXITIES or any(
+            _holds_pairs(row) for _, row in head
+        )
+        reading = replace(reading, likelihood=likelihood)
     reader = _Reader(reading)
     with without_collector():
-        for number, row in _rows(log, _row_type(reading)):
+        for number, row in chain(head, rows):
             try:
                 reader.add(row)
             except _NoClusterError as error:
@@ -311,6 +340,8 @@ _ROW_FIELDS: tuple[Any, ...] = (
     ("prompt_hash", str | None, None),
     ("target_hash", str | None, None),
     ("target", Any, None),
+    ("doc", Any, None),
+    ("arguments", Any, None),
     ("repeat", int | None, None),
     ("finish_reasons", Any, None),
     ("finish_reason", Any, None),
@@ -321,8 +352,6 @@ _ROW_FIELDS: tuple[Any, ...] = (
 def _row_type(reading: Reading) -> type[Any]:
     """Return a type with the fields that are read; all others of a row are passed over."""
     fields = [*_ROW_FIELDS, ("value", Any, None)]
-    if reading.cluster_field:
-        fields.append(("doc", Any, None))
     known = {name for name, *_ in fields}
     # A metric named like a field of every row has no value of its own.
     rename = {} if reading.metric in known else {"value": reading.metric}
@@ -370,6 +399,7 @@ class _Reader:
         self.log = SampleLog(reading=reading)
         self.likely = reading.aggregation in PERPLEXITIES
         self.reasons_given = False
+        self.hashes: Any = sha256()
         for name in (*reading.filters, reading.filter):
             self._rows_of(name)
 
@@ -382,6 +412,7 @@ class _Reader:
     def add(self, row: Any) -> None:
         """Count a row; measure its answers where it is of the filter that scores."""
         plan = self.reading.plan
+        self._hash(row)
         document = row.doc_id
         if type(document) is str:
             document = document_id(document)
@@ -399,13 +430,26 @@ class _Reader:
         if row.filter != self.reading.filter:
             return
         value = score_of(row.value, weighted=self.reading.divided)
+        requests = requests_of(row.arguments)
         problem, choices = self._answers(row)
+        if requests and isinstance(row.resps, list) and len(row.resps) != len(requests):
+            problem = f"{len(row.resps)} answers to {len(requests)} requests"
         if value is None:
             problem = f"{self.reading.metric} is not a number"
         if problem:
             self.log.unusable[document] = problem
         if planned and first and value is not None:
-            self._keep(row, document, repeat, value, choices)
+            self._keep(row, document, repeat, value, choices, texts_of(requests))
+
+    def _hash(self, row: Any) -> None:
+        """Take a row into the hash of them all, as long as rows have what it is made of."""
+        if self.hashes is None:
+            return
+        if row.doc_hash is None or row.prompt_hash is None or row.target_hash is None:
+            self.hashes = None
+        else:
+            hashes = row.doc_hash + row.prompt_hash + row.target_hash
+            self.hashes.update(hashes.encode(errors="surrogatepass"))
 
     def _answers(self, row: Any) -> tuple[str, tuple[float, ...]]:
         """Count the answers of a row; return why it is unusable, and its log-likelihoods."""
@@ -417,9 +461,9 @@ class _Reader:
         answers: Any = resps[0] if type(resps) is list and len(resps) == 1 else None
         if type(answers) is not list or any(type(each) is list for each in answers):
             answers = list(leaves(resps))
-        missing = not answers or None in answers or NULL_ANSWER in answers
         if self.reading.likelihood:
             counts.asked += 1
+            missing = not answers or None in answers or NULL_ANSWER in answers
             counts.null += missing
             if missing:
                 return ("null answer" if answers else "no answer"), ()
@@ -431,6 +475,7 @@ class _Reader:
         counts.asked += len(answers) or 1
         self._reasons(row)
         texts = [each for each in answers if type(each) is str and each != NULL_ANSWER]
+        unusable = len(answers) - sum(map(_is_answer, answers))
         empty = 0
         for text in texts:
             counts.characters += len(text)
@@ -440,8 +485,8 @@ class _Reader:
             counts.repeats = max(counts.repeats, len(answers))
             counts.repeated += 1
             counts.identical += all(each == answers[0] for each in answers)
-        if missing:
-            counts.null += sum(each is None or each == NULL_ANSWER for each in answers) or 1
+        if unusable or not answers:
+            counts.null += unusable or 1
             return ("null answer" if answers else "no answer"), ()
         if empty == len(answers):
             self.log.empty_digests.add(digest(resps))
@@ -468,16 +513,20 @@ class _Reader:
         repeat: int,
         value: tuple[float, float],
         choices: tuple[float, ...],
+        asked: list[str],
     ) -> None:
         """Keep what comparing needs of a question: its key, score and digests."""
         column = self.log.columns.get(repeat)
         if column is None:
             column = self.log.columns[repeat] = Column()
-        content = (row.doc_hash or "")[:HASH_CHARACTERS]
-        prompt = (row.prompt_hash or "")[:HASH_CHARACTERS]
+        texts = digest(asked)[:HASH_CHARACTERS] if asked else ""
+        prompt = (row.prompt_hash or texts)[:HASH_CHARACTERS]
+        content = row.doc_hash or ("" if row.doc is None else digest(row.doc))
+        content = content[:HASH_CHARACTERS]
         column.documents.append(document)
         column.keys.append(f"{document}:{content}:{prompt}")
         column.prompts.append(prompt or document)
+        column.texts.append(texts)
         column.scores.append(value[0])
         if self.likely:
             column.weights.append(value[1])
@@ -497,6 +546,7 @@ class _Reader:
     def finish(self) -> SampleLog:
         """Settle what was planned, now that the log was read."""
         log, plan = self.log, self.reading.plan
+        log.task_hash = self.hashes.hexdigest() if self.hashes else None
         if not self.reasons_given and not self.reading.likelihood:
             log.answers.truncated = log.answers.refused = None
         elif self.reading.likelihood:
@@ -561,6 +611,29 @@ def leaves(value: Any) -> Iterator[Any]:
             yield entry
 
 
+def _holds_pairs(row: Any) -> bool:
+    """Tell whether the answers of a row are log-likelihoods, each with whether it is the best."""
+    try:
+        ((_, best), *_), *_ = row.resps
+    except (TypeError, ValueError):
+        return False
+    return best in ("False", "True") or isinstance(best, bool)
+
+
+def requests_of(arguments: Any) -> list[list[Any]]:
+    """Return the arguments of each request of a row, in either of the forms that lm-eval wrote."""
+    requests = list(arguments.values()) if isinstance(arguments, dict) else arguments
+    if not isinstance(requests, list):
+        return []
+    found = [list(each.values()) if isinstance(each, dict) else each for each in requests]
+    return found if all(isinstance(each, list) for each in found) else []
+
+
+def texts_of(requests: Iterable[list[Any]]) -> list[str]:
+    """Return what was put to the model: prompts and, after them, choices."""
+    return [each for each in leaves([*requests]) if isinstance(each, str)]
+
+
 def _usual_log_likelihoods(resps: Any) -> tuple[float, ...]:
     """Return the log-likelihoods where each choice has one, with whether it is the best one."""
     try:
@@ -581,6 +654,11 @@ def log_likelihoods(resps: Any) -> tuple[float, ...]:
         except (TypeError, ValueError, OverflowError):
             return ()
     return tuple(values) if all(map(math.isfinite, values)) else ()
+
+
+def _is_answer(answer: Any) -> bool:
+    """Tell whether a model may have generated this; numbers stand in logs made by hand."""
+    return answer != NULL_ANSWER if type(answer) is str else finite(answer) is not None
 
 
 def _is_loggable(answer: Any) -> bool:

@@ -1,8 +1,8 @@
 """Read what a server logged of its requests: status codes, and how often it started.
 
 Only lines of a fixed form count: the access lines and the start and end of a process as uvicorn
-writes them, which vLLM serves with. Prose is not searched, and a prompt that a server logged can
-only be mistaken for such a line where it stands at a line's beginning.
+writes them, which vLLM serves with; colours are passed over. Prose is not searched, and a prompt
+that a server logged can only be mistaken for such a line where it stands at a line's beginning.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from conductor.probes.reading import open_regular
 _LONGEST_LINE_BYTES = 1 << 16
 _REMEDY = "give the log that the server wrote"
 
+_COLOUR = re.compile(rb"\x1b\[[\d;]*m")
 _LINE = re.compile(
     rb"(?:\(\w+ pid=\d+\) )?INFO: +(?:"
     rb'\S+:\d+ - "POST \S+ HTTP/[\d.]+" (?P<status>\d{3})\b'
@@ -40,7 +41,7 @@ def read_server_log(path: Path) -> dict[str, Any]:
     with open_regular(path, _REMEDY) as stream:
         at_line_start = True
         while line := stream.readline(_LONGEST_LINE_BYTES):
-            found = _LINE.match(line) if at_line_start else None
+            found = _LINE.match(_COLOUR.sub(b"", line)) if at_line_start else None
             at_line_start = line.endswith(b"\n")
             if found is None:
                 continue
