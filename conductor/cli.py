@@ -50,42 +50,85 @@ SINGLE_STAGE_EXITS = (
     "130 stopped on request."
 )
 
+WHAT = "Model and tools"
+QUESTIONS = "Questions"
+VERDICT = "Decision"
+AROUND = "Everything else"
+
 ModelArgument = Annotated[str | None, typer.Argument(help=MODEL_HELP, show_default=False)]
 RecipeOption = Annotated[
     str | None,
-    typer.Option(help="How to quantize: nvfp4, fp8, int8, int4_awq, w4a16, ... or a YAML file."),
+    typer.Option(
+        help="How to quantize: nvfp4, fp8, int8, int4_awq, w4a16, ... or a YAML file.",
+        rich_help_panel=WHAT,
+    ),
 ]
 SuiteOption = Annotated[
-    str | None, typer.Option(help="What to evaluate: demo, standard, or a YAML file.")
+    str | None,
+    typer.Option(
+        help="What to evaluate: demo, standard, or a YAML file. [demo for the demo model, else "
+        "standard]",
+        rich_help_panel=QUESTIONS,
+    ),
 ]
 QuantizerOption = Annotated[
-    Quantizer | None, typer.Option(help="Who quantizes; what works here if left out.")
+    Quantizer | None,
+    typer.Option(
+        help="Who quantizes: modelopt or llmcompressor. [what works here]",
+        metavar="NAME",
+        rich_help_panel=WHAT,
+    ),
 ]
 EngineOption = Annotated[
-    Engine | None, typer.Option(help="Who answers; what works here if left out.")
+    Engine | None,
+    typer.Option(
+        help="Who answers: vllm or transformers. [what works here]",
+        metavar="NAME",
+        rich_help_panel=WHAT,
+    ),
 ]
 CalibrationOption = Annotated[
-    str | None, typer.Option(help="Calibration text: a JSONL file or a Hub data set id.")
+    str | None,
+    typer.Option(help="Calibration text: a JSONL file or a Hub data set id.", rich_help_panel=WHAT),
 ]
 ConfigOption = Annotated[
-    Path | None, typer.Option(help="YAML with any of these and more; options override it.")
+    Path | None,
+    typer.Option(
+        help="YAML with any of these and more; options override it.", rich_help_panel=AROUND
+    ),
 ]
-SeedOption = Annotated[int | None, typer.Option(help="One seed for everything. [0]", min=0)]
+SeedOption = Annotated[
+    int | None, typer.Option(help="One seed for everything. [0]", min=0, rich_help_panel=AROUND)
+]
 LimitOption = Annotated[
-    int | None, typer.Option(help="Evaluate only the first N documents of a task.", min=1)
+    int | None,
+    typer.Option(
+        help="Ask only the first N documents of each task; no ground for publishing.",
+        min=1,
+        rich_help_panel=QUESTIONS,
+    ),
 ]
 ThresholdOption = Annotated[
     float | None,
-    typer.Option(help="Margin: largest drop allowed, as a fraction of a task's scale. [0.01]"),
+    typer.Option(
+        help="Margin: largest drop allowed, as a fraction of a task's scale. [0.01]",
+        rich_help_panel=VERDICT,
+    ),
 ]
 RelativeOption = Annotated[
-    bool | None, typer.Option("--relative", help="Take the drop relative to the baseline.")
+    bool | None,
+    typer.Option(
+        "--relative",
+        help="Take the margin as a fraction of the baseline's score; perplexities need it.",
+        rich_help_panel=VERDICT,
+    ),
 ]
 DiscordanceOption = Annotated[
     float | None,
     typer.Option(
         help="Share of questions expected to be right on one side only; 0.02 to 0.10 is usual. "
-        "More of them hide a drop of the same size."
+        "More of them hide a drop of the same size. [the suite's, else 0.08]",
+        rich_help_panel=VERDICT,
     ),
 ]
 OutputOption = Annotated[
@@ -104,8 +147,10 @@ def release(
         Rule | None,
         typer.Option(
             help="noninferiority: a task passes when the upper bound of its drop is under the "
-            "threshold, and stays undecided when the questions are too few to tell. threshold: "
-            "the observed drop alone is held to it, chance included. [noninferiority]"
+            "margin, and stays undecided when the questions are too few to tell. threshold: "
+            "the observed drop alone is held to it, chance included. [noninferiority]",
+            metavar="RULE",
+            rich_help_panel=VERDICT,
         ),
     ] = None,
     until_decided: Annotated[
@@ -113,18 +158,26 @@ def release(
         typer.Option(
             "--until-decided",
             help="Ask questions drawn by lot in growing batches, and stop as soon as one task "
-            "fails or all pass; the error rates hold at every look.",
+            "fails or all pass; the error rates hold at every look. Not with --limit or --rule "
+            "threshold.",
+            rich_help_panel=QUESTIONS,
         ),
     ] = None,
     first_batch: Annotated[
         int | None,
         typer.Option(
-            help="With --until-decided: questions of each task before the first look. [200]", min=1
+            help="With --until-decided: questions of each task before the first look. [200]",
+            min=1,
+            rich_help_panel=QUESTIONS,
         ),
     ] = None,
     max_samples: Annotated[
         int | None,
-        typer.Option(help="With --until-decided: most questions of each task. [all]", min=1),
+        typer.Option(
+            help="With --until-decided: most questions of each task. [all]",
+            min=1,
+            rich_help_panel=QUESTIONS,
+        ),
     ] = None,
     max_repeats: Annotated[
         int | None,
@@ -132,6 +185,7 @@ def release(
             help="With --until-decided: answers to each question of tasks that sample, each under "
             "a seed of its own. [1]",
             min=1,
+            rich_help_panel=QUESTIONS,
         ),
     ] = None,
     noise_floor: Annotated[
@@ -139,19 +193,26 @@ def release(
         typer.Option(
             "--noise-floor",
             help="Evaluate the source twice and report how far it differs from itself.",
+            rich_help_panel=QUESTIONS,
         ),
     ] = None,
     quantizer: QuantizerOption = None,
     engine: EngineOption = None,
     calibration: CalibrationOption = None,
     workspace: Annotated[
-        Path | None, typer.Option(help="Where runs and tracking live. [day0-workspace]")
+        Path | None,
+        typer.Option(help="Where runs and tracking live. [day0-workspace]", rich_help_panel=AROUND),
     ] = None,
     config: ConfigOption = None,
     seed: SeedOption = None,
     limit: LimitOption = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the report document instead of the summary.")
+        bool,
+        typer.Option(
+            "--json",
+            help="Print the report document instead of the summary.",
+            rich_help_panel=AROUND,
+        ),
     ] = False,
 ) -> None:
     """Take one model from source to a publish decision.
@@ -206,17 +267,23 @@ def plan(
     discordance: DiscordanceOption = None,
     limit: LimitOption = None,
     config: ConfigOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print JSON instead of a table.", rich_help_panel=AROUND),
+    ] = False,
 ) -> None:
-    """Say what a suite can tell, before anything is asked: no model is loaded.
+    """Say what a suite can tell, before anything is asked.
 
     Per task: how many questions, the margin, the smallest drop that they tell from none, and the
-    power: the chance that a candidate that loses nothing is shown to pass. Exit code 0.
+    power: the chance that a candidate that loses nothing is shown to pass. No model is loaded: its
+    name only says which suite a release of it would take.
+
+    Exit codes: 0 whatever the figures say, 2 unusable input.
 
     Example: `day0 plan demo --threshold 0.02`
     """
     from conductor.planning import look_ahead
-    from conductor.suites import load_suite
+    from conductor.suites import check_perplexities, load_suite
 
     options = {
         "model": model,
@@ -228,8 +295,10 @@ def plan(
     }
     with _ending_well():
         resolved = _load(config, options, ())
+        chosen = load_suite(resolved.suite)
+        check_perplexities(chosen, relative=resolved.relative, until_decided=resolved.until_decided)
         outlook = look_ahead(
-            load_suite(resolved.suite),
+            chosen,
             threshold=resolved.threshold,
             relative=resolved.relative,
             discordance=resolved.discordance,
@@ -444,12 +513,12 @@ def _outlook_table(outlook: Outlook) -> Table:
         unknown = task.questions is None
         table.add_row(
             task.task,
-            "unknown" if unknown else f"{task.questions:,}",
+            "?" if unknown else f"{task.questions:,}",
             f"{task.margin:.2%}",
             f"{task.discordance:.1%}",
-            "unknown" if task.detectable_drop is None else f"{task.detectable_drop:.2%}",
-            "unknown" if task.power is None else f"{task.power:.0%}",
-            "no number" if task.needed is None else f"{task.needed:,}",
+            "?" if task.detectable_drop is None else f"{task.detectable_drop:.2%}",
+            "?" if task.power is None else f"{task.power:.0%}",
+            "none" if task.needed is None else f"{task.needed:,}",
         )
     return table
 

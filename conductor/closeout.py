@@ -13,7 +13,7 @@ from typing import Any
 
 import gates
 from conductor.chain import STAGES, Stage
-from conductor.config import Rule
+from conductor.config import Config, Rule
 from conductor.engines.opening import engine_version
 from conductor.executors.local import Progress
 from conductor.files import write_json
@@ -98,6 +98,7 @@ def report_document(release: Release) -> dict[str, Any]:
         "threshold": config.threshold,
         "relative": config.relative,
         "rule": config.rule,
+        "until_decided": config.until_decided,
         "seed": config.seed,
         "limit": config.limit,
         "size": _size(release.checkpoint_summary),
@@ -138,7 +139,25 @@ def _outcome(release: Release) -> gates.Outcome:
             next_action="Release again without --limit before publishing: only the first "
             f"{release.config.limit} documents of each task were asked.",
         )
+    if outcome.failure_class is FailureClass.INSUFFICIENT_EVIDENCE and (
+        capped := _capped(release.config)
+    ):
+        return replace(outcome, next_action=capped)
     return outcome
+
+
+def _capped(config: Config) -> str | None:
+    """Say how to ask what an option kept from being asked."""
+    if config.limit is not None:
+        option, most = "--limit", config.limit
+    elif config.max_samples is not None:
+        option, most = "--max-samples", config.max_samples
+    else:
+        return None
+    return (
+        f"Release again without {option}, or with a larger one: at most {most:,} questions of each "
+        "task were asked, and the reason says how many it takes."
+    )
 
 
 def _required_gates(plan: Plan | None) -> tuple[str, ...]:
@@ -206,7 +225,7 @@ def _what(release: Release) -> dict[str, Any]:
             "note": (
                 "low-precision arithmetic was emulated by plain transformers"
                 if plan.row.emulated
-                else f"served by {plan.row.engine} on {plan.row.device}"
+                else None
             ),
         },
         "suite": {
@@ -328,12 +347,8 @@ def _departures_in_asking(release: Release) -> list[str]:
     found = []
     if config.limit is not None:
         found.append(f"only the first {config.limit} documents of each task were asked (--limit)")
-    if config.until_decided:
-        rounds = max((look["round"] for look in release.path), default=0)
-        found.append(
-            "questions were drawn by lot and asked until every task was decided, in "
-            f"{rounds} round(s) (--until-decided)"
-        )
+    if config.until_decided and "source" in release.evaluations:
+        found.append(_asked_in_rounds(release))
     if config.rule is Rule.THRESHOLD:
         found.append("observed drops were held to the threshold, without intervals (--rule)")
     if config.threshold > SCORE_THRESHOLD:
@@ -341,6 +356,21 @@ def _departures_in_asking(release: Release) -> list[str]:
     if config.relative:
         found.append("drops were taken relative to the baseline (--relative)")
     return found
+
+
+def _asked_in_rounds(release: Release) -> str:
+    """Say how many of the questions were asked before the release looked for the last time."""
+    config, counts = release.config, release.evaluations["source"].asked.values()
+    asked, there = sum(count for count, _ in counts), sum(size for _, size in counts)
+    words = (
+        f"questions were drawn by lot and asked in batches: {asked:,} of {there:,} "
+        "(--until-decided)"
+    )
+    if config.max_samples is not None:
+        words += f", at most {config.max_samples:,} of each task (--max-samples)"
+    if config.max_repeats > 1:
+        words += f"; tasks that sample answered each {config.max_repeats} times (--max-repeats)"
+    return words
 
 
 def _departures_in_tools(release: Release) -> list[str]:

@@ -170,6 +170,9 @@ def _check_together(values: Mapping[str, Any]) -> None:
         "max_samples needs until_decided; to ask only the first documents, give limit": (
             values["max_samples"] is not None and not until_decided
         ),
+        "first_batch needs until_decided": (
+            values["first_batch"] != DEFAULTS["first_batch"] and not until_decided
+        ),
         "max_repeats needs until_decided": values["max_repeats"] > 1 and not until_decided,
         "threshold must be under 1 beside rule: noninferiority: no drop is larger": (
             values["threshold"] == 1 and values["rule"] == Rule.NONINFERIORITY

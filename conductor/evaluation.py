@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -86,7 +87,10 @@ def evaluate(
             clusters={task.name: task.clusters for task in suite.tasks.values() if task.clusters},
         )
     _check_directions(suite, results)
-    engine = {f"engine.{name}": value for name, value in session.settings(side).items()}
+    engine = {
+        f"engine.{name}": value.value if isinstance(value, Enum) else value
+        for name, value in session.settings(side).items()
+    }
     log = session.log(side)
     return _evaluation(suite, results, {**request, **engine}, frozenset([log] if log else []))
 

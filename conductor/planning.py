@@ -5,6 +5,7 @@ questions that only one side answers right. A lossless candidate still has some,
 a drop has to be told apart from. Invariants:
 
 * A size that nobody stated is not guessed: such a task has no figures, and a warning says so.
+* A perplexity has no share of right answers, so its task is not planned, and a warning says so.
 * Nothing is refused here. A suite that is too small is the user's to change or to run.
 """
 
@@ -57,11 +58,13 @@ class Planned:
 class Outlook:
     """What a suite can tell: a row per task, and the chance that a lossless candidate passes all.
 
-    ``power`` is ``None`` where a task's size is not known.
+    ``unplanned`` are the tasks scored by a perplexity. ``power`` is ``None`` where there are any,
+    or a task's size is not known.
     """
 
     suite: str
     tasks: tuple[Planned, ...]
+    unplanned: tuple[str, ...]
     power: float | None
 
     @property
@@ -69,29 +72,39 @@ class Outlook:
         """What a person should know before anything is asked: that no decision is likely."""
         if self.power is None or self.power >= POWER:
             return None
+        remedy = "ask more questions"
+        if any(task.cannot_decide for task in self._weak):
+            remedy = "widen --threshold before any score is known, or take larger benchmarks"
         return (
             "a candidate that loses nothing is shown to pass all "
             f"{len(self.tasks)} tasks with a chance of {self.power:.0%}, so the release is "
-            "unlikely to end in ACCEPT; widen --threshold before any score is known, or take "
-            "larger benchmarks"
+            f"unlikely to end in ACCEPT; {remedy}"
         )
+
+    @property
+    def _weak(self) -> list[Planned]:
+        return [task for task in self.tasks if task.power is not None and task.power < POWER]
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """All that stands against a decision, one sentence each, with what to do."""
-        weak = [task for task in self.tasks if task.power is not None and task.power < POWER]
-        small = [task for task in weak if task.cannot_decide]
+        hopeless = [task.task for task in self.tasks if task.needed is None]
+        weak = [task for task in self._weak if task.task not in hopeless]
         groups = {
             "the number of questions is not known: state it as `samples` in the suite": [
                 task.task for task in self.tasks if task.questions is None
             ],
+            "no figures can be given for a perplexity before it is measured": self.unplanned,
+            "no number of questions shows a drop to be under so small a margin": hopeless,
             "the benchmark has too few questions for this margin": [
-                f"{task.task} ({_counts(task.size, task.needed)})" for task in small
-            ],
-            "asked too few questions; raise --limit or leave it out": [
-                f"{task.task} ({_counts(task.questions, task.needed)})"
+                f"{task.task} ({task.size:,} of {task.needed:,} needed)"
                 for task in weak
-                if task not in small
+                if task.cannot_decide
+            ],
+            "asked too few questions; raise --limit or --max-samples": [
+                f"{task.task} ({task.questions:,} of {task.needed:,} needed)"
+                for task in weak
+                if not task.cannot_decide
             ],
         }
         found = [f"{problem}: {', '.join(names)}" for problem, names in groups.items() if names]
@@ -105,10 +118,6 @@ class Outlook:
             "power": self.power,
             "warnings": list(self.warnings),
         }
-
-
-def _counts(there: int | None, needed: int | None) -> str:
-    return f"{there:,} of {needed:,} needed" if needed else f"{there:,}; no number is enough"
 
 
 def look_ahead(
@@ -137,12 +146,15 @@ def look_ahead(
             limit=limit,
         )
         for task in suite.tasks.values()
+        if not task.is_perplexity
     )
+    unplanned = tuple(task.name for task in suite.tasks.values() if task.is_perplexity)
     powers = [task.power for task in tasks if task.power is not None]
     return Outlook(
         suite=suite.name,
         tasks=tasks,
-        power=math.prod(powers) if len(powers) == len(tasks) else None,
+        unplanned=unplanned,
+        power=math.prod(powers) if len(powers) == len(suite.tasks) else None,
     )
 
 

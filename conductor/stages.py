@@ -48,7 +48,7 @@ from conductor.rounds import (
     next_batch,
     repeats_of,
 )
-from conductor.suites import Suite, load_suite
+from conductor.suites import Suite, check_perplexities, load_suite
 from gates import FailureClass, Recipe, Verdict
 
 DEMO_CALIBRATION = Path(__file__).parent / "demo" / "calibration.jsonl"
@@ -73,6 +73,8 @@ def run_setup(release: Release, progress: Progress) -> dict[str, Verdict]:
     config = release.config
     progress(0, 0, "resolving the request")
     suite = load_suite(config.suite)
+    if config.rule is Rule.NONINFERIORITY:
+        check_perplexities(suite, relative=config.relative, until_decided=config.until_decided)
     recipe = quantizers.find_recipe(config.recipe)
     row = compatibility.choose(
         recipe.bucket,
@@ -273,10 +275,12 @@ def run_candidate_eval(release: Release, progress: Progress) -> dict[str, Verdic
             verdicts[RUN_GATES[side]] = _judge_run(release, side, stage_dir / summary)
         if not release.config.until_decided or not all(v.passed for v in verdicts.values()):
             break
-        batch = _look(release, number)
+        batch = _look(release, number, batch)
         number += 1
         # Where only one server has room, the side that is up goes first.
         sides = ["source", "candidate"] if sides[-1] == "source" else ["candidate", "source"]
+    if len(release.batches["source"]) > 1 and release.plan.suite.references:
+        verdicts["external"] = _judge_references(release)
     return verdicts
 
 
@@ -361,13 +365,16 @@ def _measure_noise(
     return compare_runs(first_answers.samples, again.samples)
 
 
-def _look(release: Release, number: int) -> Batch | None:
-    """Look at what was answered so far, keep what was seen, and say what to ask next."""
+def _look(release: Release, number: int, batch: Batch) -> Batch | None:
+    """Look at what was answered so far, keep what was seen, and say what to ask next.
+
+    What ``batch`` did not ask shows nothing new and is not kept again.
+    """
     rows = judge_scores(release).per_task
     release.path += [
         {"round": number, "task": task, **{name: row.get(name) for name in SEEN_AT_A_LOOK}}
         for task, row in rows.items()
-        if row.get("questions")
+        if row.get("questions") and task in (batch.questions or rows)
     ]
     samples = release.evaluations["source"].samples["tasks"]
     wanted = _wanted_for_lengths(release)

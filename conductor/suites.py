@@ -23,6 +23,9 @@ BUILT_IN: dict[str, Path] = {
     "standard": _PACKAGE / "suite_files" / "standard.yaml",
 }
 
+PERPLEXITIES = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
+"""Metrics of lm-eval that have no full score."""
+
 # Plain prose that any language model continues: used when a suite brings no prompts of its own.
 CANARY_PROMPTS = (
     "The capital of France is",
@@ -50,6 +53,11 @@ class Task:
     clusters: str | None
     discordance: float | None
     limits: Mapping[str, float]
+
+    @property
+    def is_perplexity(self) -> bool:
+        """True when the score is no share of right answers."""
+        return self.metric in PERPLEXITIES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +147,29 @@ def _check_tasks(suite: Suite) -> None:
     ]
     if problems:
         raise Failure(FailureClass.USER_CONFIG_ERROR, f"suite {suite.path}: {'; '.join(problems)}")
+
+
+def check_perplexities(suite: Suite, *, relative: bool, until_decided: bool) -> None:
+    """Refuse perplexities where their drop has no margin, or no interval that holds at every look.
+
+    Raises:
+        Failure: USER_CONFIG_ERROR, which names the tasks and the option.
+    """
+    fields = [f"tasks.{task.name}.metric" for task in suite.tasks.values() if task.is_perplexity]
+    problem = None
+    if until_decided:
+        problem = (
+            "a perplexity has no bounds, so nothing about it holds at every look; leave out "
+            "--until-decided, or take these tasks out of the suite"
+        )
+    elif not relative:
+        problem = (
+            "a perplexity has no full score that a drop could be a fraction of; give --relative, "
+            "which allows it to grow by that fraction"
+        )
+    if fields and problem:
+        where = f"suite {suite.path}: {', '.join(fields)}"
+        raise Failure(FailureClass.USER_CONFIG_ERROR, f"{where}: {problem}")
 
 
 class _TaskFileLoader(yaml.SafeLoader):

@@ -83,6 +83,7 @@ CONTRADICTIONS: list[Any] = [
         {"until_decided": True, "rule": Rule.THRESHOLD}, "no ground to stop", id="bare-and-rounds"
     ),
     pytest.param({"max_samples": 5}, "max_samples needs", id="most-without-rounds"),
+    pytest.param({"first_batch": 50}, "first_batch needs", id="first-of-no-rounds"),
     pytest.param({"max_repeats": 2}, "max_repeats needs", id="repeats-without-rounds"),
     pytest.param({"threshold": 1.0}, "threshold must be under 1", id="threshold-is-the-scale"),
     pytest.param({"rule": "guess"}, "rule", id="no-such-rule"),

@@ -771,6 +771,7 @@ def test_external_of_a_part_needs_the_interval_to_be_off(
         pytest.param(0.9, {"t": 5}, "asked.t", id="asked-number"),
         pytest.param(0.9, {"t": (5,)}, "asked.t", id="asked-alone"),
         pytest.param(0.9, {"t": (0, 5)}, "asked.t[0]", id="asked-nothing"),
+        pytest.param(0.9, {"t": (6, 5)}, "asked.t", id="asked-more-than-there-is"),
         pytest.param(0.9, {"t": (5, HUGE)}, "asked.t[1]", id="asked-400-digits"),
         pytest.param(0.9, {"u": (5, 5)}, "asked.u", id="asked-no-task"),
         pytest.param(0.9, [1], "asked", id="asked-list"),

@@ -104,6 +104,27 @@ def test_no_threshold_breaks_the_figures(tmp_path: Path, threshold: float) -> No
     assert (row.needed is None) == (threshold == 0)
 
 
+def test_a_perplexity_has_no_figures(tmp_path: Path) -> None:
+    two = task(3000) + "  u: {metric: word_perplexity, kind: loglikelihood, samples: 100}\n"
+    found = outlook(tmp_path, two, discordance=0.02)
+    assert [row.task for row in found.tasks] == ["t"]
+    assert (found.power, found.warning) == (None, None)
+    assert any("perplexity" in warning and ": u" in warning for warning in found.warnings)
+
+
+def test_the_remedy_fits_what_is_missing(tmp_path: Path) -> None:
+    few = outlook(tmp_path, task(9000), discordance=0.02, limit=40).warning
+    small = outlook(tmp_path, task(90), discordance=0.02).warning
+    assert few is not None and "ask more questions" in few and "widen" not in few
+    assert small is not None and "widen --threshold" in small
+
+
+def test_a_margin_of_nothing_is_called_that(tmp_path: Path) -> None:
+    found = outlook(tmp_path, task(9000), threshold=0.0)
+    assert any("no number of questions" in warning for warning in found.warnings)
+    assert not any("too few questions" in warning for warning in found.warnings)
+
+
 def test_a_relative_margin_is_a_share_of_the_published_score(tmp_path: Path) -> None:
     (row,) = outlook(tmp_path, task(100, ", reference: 0.5"), relative=True).tasks
     assert row.margin == 0.005

@@ -221,3 +221,30 @@ def test_a_report_that_cannot_be_written_costs_an_accept_and_no_other_decision(
     document = run({})
     assert (document["decision"], document["exit_code"]) == (None, 5)
     assert any("No space left" in deviation for deviation in document["deviations"])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        pytest.param({"limit": 40}, "without --limit", id="limit"),
+        pytest.param(
+            {"until_decided": True, "max_samples": 300}, "without --max-samples", id="most"
+        ),
+        pytest.param({}, "Take a suite", id="everything-was-asked"),
+    ],
+)
+def test_what_to_do_next_fits_why_the_evidence_is_thin(
+    run: Callable[..., dict[str, Any]], options: dict[str, Any], words: str
+) -> None:
+    compare = failing("compare", FailureClass.INSUFFICIENT_EVIDENCE)
+    document = run({Stage.COMPARE: compare}, **options)
+    assert document["failure_class"] == "INSUFFICIENT_EVIDENCE"
+    assert words in document["next_action"]
+
+
+def test_how_much_was_asked_in_batches_is_said_once_anything_was(
+    run: Callable[..., dict[str, Any]],
+) -> None:
+    until = {"until_decided": True, "max_samples": 300, "max_repeats": 2}
+    refused = Failure(FailureClass.USER_CONFIG_ERROR, "no")
+    assert not run({Stage.SETUP: raising(refused)}, **until)["deviations"]

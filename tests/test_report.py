@@ -632,6 +632,76 @@ def test_paired_task_is_one_line() -> None:
     ]
 
 
+@pytest.mark.parametrize("plain", [True, False], ids=["plain", "rich"])
+def test_the_terminal_says_once_why_a_task_is_undecided(plain: bool) -> None:
+    document = example("noninferiority-undecided")
+    gate = document["gates"][-1]
+    said = "2 undecided, 1 pass of 3 task(s); arc_challenge: undecided: 36 lost"
+    gate["gate"] = "compare"
+    gate["document"] |= {"detail": said, "pass": False}
+    document["reasons"] = [f"compare: {said}"]
+    shown = str(terminal_summary(document, plain=True)) if plain else rendered(document, width=200)
+    assert "compare: 2 undecided, 1 pass of 3 task(s)" in shown
+    assert "arc_challenge: undecided: 36 lost" not in shown
+    assert shown.count("arc_challenge is undecided") == 1
+    markdown = render_markdown(document)
+    assert markdown.index("## Why") < markdown.index("36 lost")
+
+
+@pytest.mark.parametrize("name", ["noninferiority-regression", "sequential", "regression"])
+def test_no_number_is_cut_off_in_a_terminal_of_80_columns(name: str) -> None:
+    document = example(name)
+    document["tasks"][0]["task"] = "a_task_with_a_long_name_of_its_own"
+    output = rendered(document, width=80)
+    assert "…" not in output
+    assert all(len(line) <= 80 for line in output.splitlines())
+
+
+def test_a_terminal_says_of_a_few_undecided_tasks_what_would_decide_them() -> None:
+    document = example("noninferiority-undecided")
+    document["tasks"] = [
+        report_documents.undecided_row() | {"task": f"t{number}"} for number in range(40)
+    ]
+    lines = str(terminal_summary(document, plain=True)).splitlines()
+    said = [line for line in lines if line.startswith("evidence: ")]
+    assert len(said) == 6
+    assert said[-1] == "evidence: 35 further tasks undecided: the report says what would decide"
+    assert render_markdown(document).count("is undecided: ") == 40
+
+
+@pytest.mark.parametrize(
+    ("until_decided", "words"),
+    [
+        pytest.param(True, "drawn by lot, as many as it took", id="batches"),
+        pytest.param(False, "questions per task | all", id="whole"),
+        pytest.param(None, "questions per task | all", id="earlier-version"),
+    ],
+)
+def test_how_many_questions_were_to_be_asked(until_decided: bool | None, words: str) -> None:
+    document = example("noninferiority-accept")
+    if until_decided is not None:
+        document["until_decided"] = until_decided
+    assert words in render_markdown(validated(document))
+
+
+def test_a_gate_that_passed_says_its_sum_on_the_terminal_and_all_in_the_report() -> None:
+    document = example("noninferiority-accept")
+    document["gates"][0]["document"]["detail"] = "all well; bits per weight: 4.5" + 100 * "."
+    document["gates"][1]["document"]["detail"] = "4 within; 2 asked too few"
+    shown = str(terminal_summary(document, plain=True))
+    assert "all well" in shown
+    assert "bits per weight" not in shown
+    assert "4 within; 2 asked too few" in shown
+    assert "bits per weight" in render_markdown(document)
+
+
+def test_a_stage_whose_gate_failed_is_not_told_twice() -> None:
+    document = example("noninferiority-regression")
+    stage = next(stage for stage in document["stages"] if stage["name"] == "compare")
+    stage["state"] = "failed"
+    assert "Stage compare failed" not in render_markdown(document)
+
+
 def test_tasks_stand_in_the_order_of_their_outcomes() -> None:
     lines = str(terminal_summary(example("noninferiority-regression"), plain=True)).splitlines()
     tasks = [line.split(": ")[:2] for line in lines if line.startswith("task ")]
@@ -837,7 +907,7 @@ def test_anomalous_task_says_why_it_is_not_believed() -> None:
                 "External references",
                 "externally unverified",
                 "8 shots there, 5 here",
-                "Nothing was recorded for: ifeval.",
+                "No published score for: ifeval.",
                 "Tango's score interval for the difference of paired shares: gsm8k, hellaswag",
                 "541, 4 answers each, 180 clusters",
             ],

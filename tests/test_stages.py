@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from conductor import stages
 from conductor.chain import Stage
+from conductor.closeout import report_document
 from conductor.compatibility import TABLE
 from conductor.config import load_config
 from conductor.environments.builder import Environments
@@ -23,7 +25,7 @@ from conductor.probes.machine import probe_machine
 from conductor.release_state import Evaluation, Plan, Release, World
 from conductor.rounds import Batch
 from conductor.suites import load_suite
-from gates import RECIPES, FailureClass
+from gates import RECIPES, Check, FailureClass, Verdict
 
 SIZE = 2000
 SUITE = "name: two\ntasks:\n" + "".join(
@@ -129,7 +131,7 @@ def release(tmp_path: Path) -> Callable[..., Release]:
                 recipe=RECIPES["int8"],
                 suite=load_suite(str(suite)),
                 row=TABLE[0],
-                quantize_request={},
+                quantize_request={"scheme": "W8A8"},
             ),
         )
         for stage in (Stage.BASELINE_EVAL, Stage.CANDIDATE_EVAL):
@@ -208,6 +210,36 @@ def test_only_undecided_tasks_are_asked_on_and_no_more_than_allowed(
     assert counts["a"] < counts["b"] == 700
     assert made.path[-1]["outcome"] == "undecided"
     assert {row["task"] for row in made.path} == {"a", "b"}
+    looks = [(row["task"], row["questions"]) for row in made.path]
+    assert len(looks) == len(set(looks)), "a task that was not asked on shows nothing new"
+    said = " ".join(report_document(made)["deviations"])
+    assert f"batches: {counts['a'] + 700:,} of {2 * SIZE:,} " in said
+    assert "at most 700 of each task" in said
+
+
+def test_references_are_held_against_everything_that_was_asked(
+    release: Callable[..., Release], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[int] = []
+
+    def judge(made: Release) -> Verdict:
+        judged.append(questions(made, "source")["a"])
+        return Verdict(
+            gate="external",
+            checks=(Check(subject="x", observed=0, limit=0, passed=True),),
+            failure_class=None,
+            detail="",
+        )
+
+    monkeypatch.setattr(stages, "_judge_references", judge)
+    made = release(until_decided=True)
+    (task,) = [task for name, task in made.plan.suite.tasks.items() if name == "a"]
+    suite = replace(
+        made.plan.suite, tasks={**made.plan.suite.tasks, "a": replace(task, reference=0.9)}
+    )
+    made.resolved = replace(made.plan, suite=suite)
+    run(made, Harness(same), monkeypatch)
+    assert judged == [200, questions(made, "source")["a"]]
 
 
 def test_tasks_that_sample_get_their_answers_in_every_round(

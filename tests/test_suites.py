@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from conductor.failure import Failure
-from conductor.suites import BUILT_IN, load_suite
+from conductor.suites import BUILT_IN, check_perplexities, load_suite
 from gates.criteria import ANSWER_LIMITS
 
 MINIMAL = "name: mine\ntasks:\n  t: {metric: acc, kind: multiple_choice}\n"
@@ -102,3 +102,26 @@ def test_bad_fields_of_a_task_are_refused(tmp_path: Path, field: str, words: str
 def test_an_unknown_suite_names_the_known_ones() -> None:
     with pytest.raises(Failure, match="demo, standard"):
         load_suite("demmo")
+
+
+@pytest.mark.parametrize(
+    ("metric", "relative", "until_decided", "words"),
+    [
+        pytest.param("word_perplexity", True, True, "--until-decided", id="no-look-in-between"),
+        pytest.param("bits_per_byte", False, False, "give --relative", id="no-full-score"),
+        pytest.param("word_perplexity", True, False, None, id="whole-and-relative"),
+        pytest.param("acc", False, True, None, id="a-mean"),
+    ],
+)
+def test_perplexities_that_no_rule_compares_are_refused(
+    tmp_path: Path, metric: str, relative: bool, until_decided: bool, words: str | None
+) -> None:
+    text = f"name: x\ntasks: {{t: {{metric: {metric}, kind: loglikelihood}}}}\n"
+    suite = load_suite(write(tmp_path, text))
+    if words is None:
+        check_perplexities(suite, relative=relative, until_decided=until_decided)
+        return
+    with pytest.raises(Failure, match=words) as caught:
+        check_perplexities(suite, relative=relative, until_decided=until_decided)
+    assert "tasks.t.metric" in caught.value.message
+    assert "suite.yaml" in caught.value.message

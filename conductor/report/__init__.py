@@ -149,7 +149,7 @@ def _render(
         **_tables(shown),
         headline=wording.headline(shown),
         publish_words=wording.PUBLISH_WORDS[shown["publish"]],
-        reason_parts=[wording.split_reason(reason) for reason in shown["reasons"]],
+        reason_parts=argument.reasons(shown),
         engine_words=_engine_words(shown["engine"]),
         calibration_words=_calibration_words(shown["recipe"]),
         setting_values=shown["settings"].get("values", {}),

@@ -14,10 +14,12 @@ from conductor.report.wording import (
     SMALLEST_P,
     Document,
     counted,
+    first_clause,
     headline,
     listed,
     p_value,
     say,
+    split_reason,
     whole_percent,
 )
 from gates.criteria import ALPHA, CONFIDENCE, POWER
@@ -49,6 +51,21 @@ def argue(document: Document) -> list[str]:
     steps.append(_conclusion(document))
     steps.append(f"Next: {document['next_action']}")
     return steps
+
+
+def reasons(document: Document) -> list[tuple[str, str]]:
+    """Split each reason into its sentence and the evidence after it.
+
+    What the accuracy gate says of every task is left to the argument, unless it disbelieves one.
+    """
+    outcomes = {task.get("outcome") for task in document["tasks"]}
+    parts = []
+    for reason in document["reasons"]:
+        gate, _, detail = reason.partition(": ")
+        if _is_compare(gate) and outcomes & {"fail", "undecided"} and "anomalous" not in outcomes:
+            reason = f"{gate}: {first_clause(detail)}"
+        parts.append(split_reason(reason))
+    return parts
 
 
 def undecided(tasks: Iterable[Document]) -> list[str]:
@@ -248,8 +265,9 @@ def _remedy(needed: Document | None) -> str:
 
 
 def _stages(document: Document) -> Iterable[str]:
+    refused = {row["stage"] for row in gate_rows(document) if not row["passed"]}
     for stage in document["stages"]:
-        if stage["state"] == "failed":
+        if stage["state"] == "failed" and stage["name"] not in refused:
             yield f"Stage {stage['name']} failed; the reason is at the head of this report."
 
 

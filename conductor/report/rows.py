@@ -267,5 +267,3 @@ def places(document: Document) -> Iterable[tuple[str, str]]:
         return
     yield "MLflow", tracking["uri"] or "not recorded"
     yield "MLflow run", tracking["run_id"] or "not recorded"
-    for stage, run_id in tracking["stage_run_ids"].items():
-        yield f"MLflow run of {stage}", run_id

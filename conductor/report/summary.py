@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from conductor.report.argument import undecided
+from conductor.report.argument import reasons, undecided
 from conductor.report.rows import Row, gate_rows, in_reading_order, is_paired, places, task_row
 from conductor.report.wording import (
     NO_DECISION,
     PUBLISH_WORDS,
     Document,
+    counted,
+    first_clause,
     headline,
     printable,
-    split_reason,
+    say,
     whole_percent,
 )
 from gates.criteria import CONFIDENCE
@@ -29,6 +31,10 @@ STYLES = {
     "INFEASIBLE": "bold magenta",
     NO_DECISION: "bold",
 }
+LONGEST_DETAIL = 120
+"""Characters of a gate's words that a terminal shows whole."""
+MOST_DOUBTS = 5
+"""Undecided tasks of which a terminal says more than their row."""
 TONE_STYLES = {"bad": "red", "warn": "yellow", "odd": "magenta"}
 
 
@@ -46,8 +52,17 @@ def summarize(document: Document, *, plain: bool) -> RenderableType | str:
 
 
 def _short_reasons(document: Document) -> Iterable[str]:
-    for sentence, evidence in map(split_reason, document["reasons"]):
+    for sentence, evidence in reasons(document):
         yield f"{sentence} (more in the report)" if evidence else sentence
+
+
+def _doubts(document: Document) -> Iterable[str]:
+    """Say of the first undecided tasks what would decide them, and count the others."""
+    found = undecided(document["tasks"])
+    yield from found[:MOST_DOUBTS]
+    if len(found) > MOST_DOUBTS:
+        further = counted(len(found) - MOST_DOUBTS, "further task")
+        yield f"{further} undecided: the report says what would decide"
 
 
 def _plain_lines(document: Document) -> Iterable[str]:
@@ -59,7 +74,7 @@ def _plain_lines(document: Document) -> Iterable[str]:
         yield f"gate {_gate_line(row)}"
     for task in in_reading_order(document["tasks"]):
         yield _paired_line(task) if task.get("outcome") else _threshold_line(task)
-    for sentence in undecided(document["tasks"]):
+    for sentence in _doubts(document):
         yield f"evidence: {sentence}"
     for deviation in document["deviations"]:
         yield f"deviation: {deviation}"
@@ -92,8 +107,14 @@ def _paired_line(task: Document) -> str:
 def _gate_line(row: Row) -> str:
     result = f"{row['words']}, {row['held']} of {len(row['checks'])} checks hold"
     cause = f" {row['failure_class']}" if row["failure_class"] else ""
-    detail = f": {row['detail']}" if row["detail"] else ""
+    detail = f": {_brief(row)}" if _brief(row) else ""
     return f"{row['gate']} ({row['stage']}) {result}{cause}{detail}"
+
+
+def _brief(row: Row) -> str:
+    """Say what a gate that passed says, or its sum; what one that failed says is a reason."""
+    detail = row["detail"] if row["passed"] else ""
+    return detail if len(detail) <= LONGEST_DETAIL else first_clause(detail)
 
 
 def _rich_summary(document: Document) -> RenderableType:
@@ -110,15 +131,18 @@ def _rich_summary(document: Document) -> RenderableType:
     ]
     gates = gate_rows(document)
     if gates:
-        table = Table("gate", "stage", "result", "checks that hold", "detail", title="Gates")
+        table = _table("Gates")
+        for name in ("gate", "result", "checks held"):
+            table.add_column(name, no_wrap=True)
+        table.add_column("detail")
         for row in gates:
             held = f"{row['held']} of {len(row['checks'])}"
-            cells = [row["gate"], row["stage"], row["words"], held, row["detail"]]
+            cells = [row["gate"], row["words"], held, _brief(row)]
             table.add_row(*map(Text, cells), style=None if row["passed"] else "red")
         parts.append(table)
     if document["tasks"]:
         parts.append(_task_table(document))
-    parts += [Text(sentence) for sentence in undecided(document["tasks"])]
+    parts += map(Text, _doubts(document))
     found = Table.grid(padding=(0, 2))
     found.add_column(no_wrap=True)
     found.add_column(overflow="fold")
@@ -127,8 +151,14 @@ def _rich_summary(document: Document) -> RenderableType:
     return Group(*parts, found)
 
 
-def _task_table(document: Document) -> Table:
+def _table(title: str) -> Table:
+    """Make a table of few lines and spaces, so that it fits 80 columns."""
     from rich.table import Table
+
+    return Table(title=title, box=None, padding=(0, 1, 0, 0), pad_edge=False)
+
+
+def _task_table(document: Document) -> Table:
     from rich.text import Text
 
     columns = {
@@ -141,21 +171,29 @@ def _task_table(document: Document) -> Table:
     }
     title = "Scores ± standard errors"
     if is_paired(document["tasks"]):
-        title = f"Drops with one-sided {whole_percent(CONFIDENCE)} bounds"
+        of_what = "the baseline score" if document["relative"] else "the scale"
+        title = (
+            f"Drops with one-sided {whole_percent(CONFIDENCE)} bounds, the margin is "
+            f"{say(document['threshold'])} of {of_what}"
+        )
         columns = {
             "task": "task",
-            "baseline": "baseline",
+            "source": "baseline",
             "candidate": "candidate",
             "drop": "drop",
             "bounds": "bounds",
-            "margin": "limit",
-            "questions": "questions",
-            "lost / gained": "flips",
+            "asked": "questions",
+            "lost /\ngained": "flips",
             "outcome": "words",
         }
-    table = Table(title=title)
+    table = _table(title)
     for name, key in columns.items():
-        table.add_column(name, justify="left" if key in ("task", "words") else "right")
+        if key == "task":
+            table.add_column(name, overflow="fold")
+        else:
+            table.add_column(
+                name, justify="left" if key == "words" else "right", no_wrap=key != "questions"
+            )
     for row in map(task_row, in_reading_order(document["tasks"])):
         cells = [Text(row[key]) for key in columns.values()]
         table.add_row(*cells, style=TONE_STYLES.get(row["tone"]))

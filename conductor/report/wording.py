@@ -36,6 +36,11 @@ def split_reason(reason: str) -> tuple[str, str]:
     return sentence, evidence.strip("\n")
 
 
+def first_clause(detail: str) -> str:
+    """Return what a gate says first: the sum of it, before any particulars."""
+    return detail.partition("; ")[0]
+
+
 def say(value: Any) -> str:
     """Say a JSON value in words that fit a table cell."""
     if value is None:
