@@ -65,15 +65,14 @@ class _Task:
 
     @property
     def status(self) -> Status:
-        """Tell whether the baseline is where its reference is."""
+        """Tell whether the baseline is where its reference is, all of its interval included."""
         low, high = self.allowed
         if self.reference is None:
             return Status.UNVERIFIED
-        if low <= self.score <= high:
+        least, most = self.interval or (self.score, self.score)
+        if low <= least and most <= high:
             return Status.VERIFIED
-        if self.interval and self.interval[1] >= low and self.interval[0] <= high:
-            return Status.UNVERIFIED
-        return Status.FAILED
+        return Status.FAILED if most < low or least > high else Status.UNVERIFIED
 
 
 def evaluate_external(

@@ -79,7 +79,7 @@ def undecided(tasks: Iterable[Document]) -> list[str]:
 
 def what_would_decide(task: Document) -> str:
     """Say why a task is undecided, and how many questions or answers more would decide it."""
-    return f"{task['task']} is undecided: {_doubt(task)} {_remedy(task.get('needed'))}".rstrip()
+    return f"{task['task']} is undecided: {_doubt(task)} {_remedy(task)}".rstrip()
 
 
 def methods(tasks: Iterable[Document]) -> list[str]:
@@ -233,7 +233,8 @@ def _doubt(task: Document) -> str:
     return doubt
 
 
-def _remedy(needed: Document | None) -> str:
+def _remedy(task: Document) -> str:
+    needed = task.get("needed")
     if needed is None:
         return ""
     lossless, observed = needed["more_questions_if_lossless"], needed["more_questions_at_observed"]
@@ -249,7 +250,10 @@ def _remedy(needed: Document | None) -> str:
     if lossless == 0:
         sentences.append("A candidate that loses nothing would usually have passed by now.")
     if ways:
-        sentences.append(f"To decide it with {whole_percent(POWER)} power: {', or '.join(ways)}.")
+        where = " (in further clusters)" if task.get("clusters") else ""
+        sentences.append(
+            f"To decide it with {whole_percent(POWER)} power{where}: {', or '.join(ways)}."
+        )
     if too_small:
         size = "The benchmark does not have so many: it" if lossless else "The benchmark"
         sentences.append(
