@@ -75,7 +75,7 @@ def _length(pair: Pair) -> dict[str, object] | None:
     baseline, candidate = pair.baseline.lengths, pair.candidate.lengths
     if baseline is None or candidate is None:
         return None
-    change = statistics.relative_change(
+    change = statistics.length_change(
         statistics.floats(baseline),
         statistics.floats(candidate),
         clusters=statistics.labels(pair.clusters) if pair.clusters else None,

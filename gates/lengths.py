@@ -154,26 +154,18 @@ def _change(baseline: TaskSamples, candidate: TaskSamples, tasks: int) -> _Chang
     units = len(set(baseline.clusters or baseline.questions))
     longest = float(max(before.max(), after.max()) / before.mean())
     change = statistics.relative_change(before, after, clusters=labels, alpha=ALPHA)
-
-    def bounds(alpha: float) -> tuple[float, float]:
-        if units < FEWEST_LENGTHS:
-            return -math.inf, math.inf
-        seen = statistics.relative_change(before, after, clusters=labels, alpha=alpha)
-        escaped = statistics.unseen_share(units, alpha) * longest
-        return (
-            float(min(seen.lower, seen.estimate - escaped)),
-            float(max(seen.upper, seen.estimate + escaped)),
-        )
-
-    lower, upper = bounds(ALPHA)
+    bounded, surely = (
+        statistics.length_change(before, after, clusters=labels, alpha=alpha)
+        for alpha in (ALPHA, ALPHA / tasks)
+    )
     return _Change(
         questions=len(baseline.questions),
         units=units,
         tokens=(float(before.mean()), float(after.mean())),
         estimate=float(change.estimate),
-        lower=lower,
-        upper=upper,
-        surely=bounds(ALPHA / tasks),
+        lower=bounded.lower,
+        upper=bounded.upper,
+        surely=(surely.lower, surely.upper),
         error=float(change.upper - change.lower) / 2 / _CERTAIN,
         longest=longest,
     )

@@ -304,20 +304,23 @@ def _notes(measured: Measured) -> list[str]:
 
 def _verdict(results: list[_Result], rule: Rule, notes: list[str]) -> Verdict:
     """Turn tasks into a verdict: unbelievable before bad before undecided before good."""
-    counts = {outcome: sum(r.outcome is outcome for r in results) for outcome in TaskOutcome}
+    tasks = {
+        outcome: [result.task for result in results if result.outcome is outcome]
+        for outcome in TaskOutcome
+    }
     failure_class: FailureClass | None = None
     decision = Decision.ACCEPT
-    if counts[TaskOutcome.ANOMALOUS]:
+    if tasks[TaskOutcome.ANOMALOUS]:
         classes = {result.failure_class for result in results}
         failure_class = next(each for each in _GRAVEST_FIRST if each in classes)
         decision = Decision.ANOMALOUS
-    elif counts[TaskOutcome.FAIL]:
+    elif tasks[TaskOutcome.FAIL]:
         failure_class, decision = FailureClass.ACCURACY_REGRESSION, Decision.REGRESSION
-    elif counts[TaskOutcome.UNDECIDED]:
+    elif tasks[TaskOutcome.UNDECIDED]:
         failure_class, decision = FailureClass.INSUFFICIENT_EVIDENCE, Decision.ANOMALOUS
     percent = f"{100 * rule.threshold:g}"
     margin = f"{percent} {'%' if rule.relative else 'point' if percent == '1' else 'points'}"
-    counted = ", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n)
+    counted = ", ".join(_counted(outcome, names) for outcome, names in tasks.items() if names)
     open_ones = [result for result in results if not result.check.passed]
     open_ones.sort(key=lambda result: _SAID_FIRST.index(result.outcome))
     return Verdict(
@@ -335,5 +338,15 @@ def _verdict(results: list[_Result], rule: Rule, notes: list[str]) -> Verdict:
         per_task={result.task: result.row for result in results},
     )
 
+
+def _counted(outcome: TaskOutcome, tasks: list[str]) -> str:
+    """Say how many tasks ended so, and which, unless they passed."""
+    if outcome is TaskOutcome.PASS:
+        return f"{len(tasks)} {outcome}"
+    more = ", ..." if len(tasks) > _TASKS_NAMED else ""
+    return f"{len(tasks)} {outcome} ({', '.join(tasks[:_TASKS_NAMED])}{more})"
+
+
+_TASKS_NAMED = 5
 
 _SAID_FIRST = (TaskOutcome.ANOMALOUS, TaskOutcome.FAIL, TaskOutcome.UNDECIDED)

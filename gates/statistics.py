@@ -27,6 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special  # type: ignore[import-untyped]
 
+from gates.criteria import FEWEST_LENGTHS
+
 Floats = NDArray[np.float64]
 
 BERGER_BOOS = 1e-4
@@ -743,6 +745,32 @@ def relative_change(
         estimate=estimate,
         lower=min((b - root) / a - 1, *(part.lower for part in parts)),
         upper=max((b + root) / a - 1, *(part.upper for part in parts)),
+    )
+
+
+def length_change(
+    baseline: Floats,
+    candidate: Floats,
+    *,
+    clusters: NDArray[np.int64] | None = None,
+    alpha: float = 0.05,
+) -> Interval:
+    """Bound `relative_change` of the lengths of answers, which vary little until one runs on.
+
+    No bound is nearer than the share of questions, or clusters, that may have escaped this many,
+    each with the longest answer seen on one side and none on the other. Fewer than `FEWEST_LENGTHS`
+    bound nothing.
+    """
+    seen = relative_change(baseline, candidate, clusters=clusters, alpha=alpha)
+    units = len(baseline) if clusters is None else len(np.unique(clusters))
+    if units < FEWEST_LENGTHS:
+        return Interval(estimate=seen.estimate, lower=-math.inf, upper=math.inf)
+    longest = float(max(baseline.max(), candidate.max()) / baseline.mean())
+    escaped = unseen_share(units, alpha) * longest
+    return Interval(
+        estimate=seen.estimate,
+        lower=min(seen.lower, seen.estimate - escaped),
+        upper=max(seen.upper, seen.estimate + escaped),
     )
 
 

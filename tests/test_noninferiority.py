@@ -396,7 +396,9 @@ def test_many_tasks_do_not_fail_one_by_accident() -> None:
     row = verdict.per_task["t"]
     assert verdict.failure_class == "INSUFFICIENT_EVIDENCE"
     assert row["p_worse"] <= 0.05 < row["p_worse_adjusted"]
-    assert verdict.detail.startswith("19 pass, 1 undecided of 20 task(s) at a margin of 1 point; ")
+    assert verdict.detail.startswith(
+        "19 pass, 1 undecided (t) of 20 task(s) at a margin of 1 point; "
+    )
 
 
 def test_a_failure_is_a_regression_though_others_are_undecided() -> None:
