@@ -873,7 +873,7 @@ def _chance(questions: int, margin: float, *, lost: float, gained: float, alpha:
     """
     gains = _likely_gains(questions, gained, gained, deviations=8)
     most = _most_losses(float(special.ndtri(alpha)), gains, questions, margin)
-    return float(_sums(most, gains, questions, np.full((1, 1), gained), lost)[0])
+    return min(1.0, float(_sums(most, gains, questions, np.full((1, 1), gained), lost)[0]))
 
 
 def detectable_drop(

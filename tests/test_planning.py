@@ -96,9 +96,10 @@ def test_warnings_tell_a_small_benchmark_from_a_low_limit(tmp_path: Path) -> Non
     assert suite == found.warning
 
 
-@pytest.mark.parametrize("threshold", [0.0, 0.5, 0.999])
-def test_no_threshold_breaks_the_figures(tmp_path: Path, threshold: float) -> None:
-    (row,) = outlook(tmp_path, task(100), threshold=threshold).tasks
+@pytest.mark.parametrize("threshold", [0.0, 0.03, 0.5, 0.999])
+@pytest.mark.parametrize("size", [100, 1000])
+def test_no_threshold_breaks_the_figures(tmp_path: Path, threshold: float, size: int) -> None:
+    (row,) = outlook(tmp_path, task(size, ", discordance: 0.002"), threshold=threshold).tasks
     assert row.power is not None
     assert 0.0 <= row.power <= 1.0
     assert (row.needed is None) == (threshold == 0)
