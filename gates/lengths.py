@@ -29,7 +29,7 @@ from gates.criteria import (
 from gates.evidence import EvidenceError, join
 from gates.pairing import Anomaly, mismatch
 from gates.samples import TaskSamples, parse_samples
-from gates.verbosity import GATE, dropped_of, short_output_warning
+from gates.verbosity import GATE, dropped_of, left_out, short_output_warning
 from gates.verdict import Check, FailureClass, Verdict
 
 _CERTAIN = NormalDist().inv_cdf(CONFIDENCE)
@@ -249,15 +249,11 @@ def _verdict(results: Mapping[str, _Result], limit: float, dropped: list[str]) -
     if not checks:
         failure_class = FailureClass.SAMPLE_ACCOUNTING_FAILED
         detail = "no task had lengths on both sides"
-    if unmeasured:
-        detail += f"; {len(unmeasured)} task(s) NOT MEASURED: {list(unmeasured)}"
-    if dropped:
-        detail += f"; {len(dropped)} task(s) DROPPED BEFORE COMPARISON: {dropped}"
     return Verdict(
         gate=GATE,
         checks=checks,
         failure_class=failure_class,
-        detail=detail,
+        detail=detail + left_out(unmeasured, dropped),
         notes=tuple(f"{task}: {results[task].row['reason']}" for task in unmeasured),
         per_task={task: result.row for task, result in results.items()},
         not_comparable=unmeasured,

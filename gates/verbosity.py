@@ -9,7 +9,7 @@ in the verdict and never absorbed by a task that could.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gates import evidence
@@ -225,15 +225,11 @@ def _verdict(comparisons: Mapping[str, _Comparison], limit: float, dropped: list
     elif exceeded:
         failure_class = FailureClass.VERBOSITY_EXCEEDED
         detail = f"output length changed by more than {limit}: {exceeded}"
-    if unmeasured:
-        detail += f"; {len(unmeasured)} task(s) NOT MEASURED: {list(unmeasured)}"
-    if dropped:
-        detail += f"; {len(dropped)} task(s) DROPPED BEFORE COMPARISON: {dropped}"
     return Verdict(
         gate=GATE,
         checks=tuple(_check(task, comparison, limit) for task, comparison in compared.items()),
         failure_class=failure_class,
-        detail=detail,
+        detail=detail + left_out(unmeasured, dropped),
         notes=tuple(f"{task}: {comparisons[task].row['reason']}" for task in unmeasured),
         per_task={task: comparison.row for task, comparison in comparisons.items()},
         not_comparable=unmeasured,
@@ -241,6 +237,16 @@ def _verdict(comparisons: Mapping[str, _Comparison], limit: float, dropped: list
             (abs(c.delta) for c in comparisons.values() if c.delta is not None), default=None
         ),
     )
+
+
+def left_out(unmeasured: Sequence[str], dropped: Sequence[str]) -> str:
+    """Return what to add to a verdict's detail on tasks that were not compared."""
+    said = ""
+    if unmeasured:
+        said += f"; {len(unmeasured)} task(s) NOT MEASURED: {list(unmeasured)}"
+    if dropped:
+        said += f"; {len(dropped)} task(s) DROPPED BEFORE COMPARISON: {list(dropped)}"
+    return said
 
 
 def _check(task: str, comparison: _Comparison, limit: float) -> Check:
