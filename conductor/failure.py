@@ -17,3 +17,11 @@ class Failure(Exception):
         super().__init__(message)
         self.failure_class = failure_class
         self.message = message
+
+
+class Stalled(Failure):
+    """A worker that made no progress and was ended; what it depends on may hang as well."""
+
+    def __init__(self, message: str) -> None:
+        """Keep the message; a hang is taken for a passing trouble of the world."""
+        super().__init__(FailureClass.INFRA_TRANSIENT, message)

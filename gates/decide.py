@@ -73,6 +73,11 @@ TRIAGE: Mapping[FailureClass, Triage] = MappingProxyType(
             Action.ABORT_SYSTEMIC,
             "Repair the machine or service named in the reason, then start the release again.",
         ),
+        FailureClass.OUT_OF_MEMORY: _retry(
+            Action.ABORT_SYSTEMIC,
+            "Free memory on the host or device named in the reason, or ask for less of it, then "
+            "start the release again.",
+        ),
         FailureClass.MODEL_UNSUPPORTED: _stop(
             Action.STOP_INFEASIBLE,
             "Choose a recipe that means modules this model has, or add support for the model.",

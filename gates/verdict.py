@@ -32,6 +32,7 @@ class FailureClass(StrEnum):
     """Why something did not work. Closed: each member has one row in ``decide.TRIAGE``."""
 
     INFRA_TRANSIENT = "INFRA_TRANSIENT"
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
     MODEL_UNSUPPORTED = "MODEL_UNSUPPORTED"
     QUANT_COVERAGE_FAILURE = "QUANT_COVERAGE_FAILURE"
     SIZE_NOT_REDUCED = "SIZE_NOT_REDUCED"

@@ -1030,6 +1030,7 @@ def test_decision_of_a_suite_without_generation_needs_no_verbosity() -> None:
 
 EXPECTED_ENDS = {
     "INFRA_TRANSIENT": (None, 5),
+    "OUT_OF_MEMORY": (None, 5),
     "SYSTEMIC": (None, 5),
     "USER_CONFIG_ERROR": (None, 2),
     "MODEL_UNSUPPORTED": ("INFEASIBLE", 4),

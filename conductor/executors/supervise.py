@@ -6,7 +6,7 @@ the whole family of the command is ended. The family is also ended when the comm
 a killed vLLM API process leaves an engine and workers of gigabytes behind otherwise.
 
 As a child subreaper (Linux ``prctl``) this process inherits every orphan of the family, also one
-that started a session of its own.
+that started a session of its own. SIGTERM ends the family in an orderly way, SIGQUIT at once.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import select
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 
 import psutil
 
@@ -27,33 +28,56 @@ SIGNALLED = 128  # shells report death by signal N as 128 + N, and so does this 
 
 def end_family(grace_s: float) -> None:
     """End every descendant: SIGTERM, ``grace_s`` seconds, then SIGKILL until none is left."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing may cut this short
     family = psutil.Process().children(recursive=True)
-    for member in family:
-        _signal(member, signal.SIGTERM)
+    # One that is stopped hears SIGTERM only when it goes on.
+    _signal(family, signal.SIGTERM, signal.SIGCONT)
     psutil.wait_procs(family, timeout=grace_s)
-    while survivors := psutil.Process().children(recursive=True):
-        for member in survivors:
-            _signal(member, signal.SIGKILL)
-        psutil.wait_procs(survivors, timeout=1)
+    kill_family()
 
 
-def _signal(member: psutil.Process, number: signal.Signals) -> None:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        member.send_signal(number)
+def kill_family() -> None:
+    """Kill every descendant, also those born meanwhile."""
+    while family := psutil.Process().children(recursive=True):
+        _signal(family, signal.SIGKILL)
+        psutil.wait_procs(family, timeout=1)
+
+
+def _signal(family: Iterable[psutil.Process], *numbers: signal.Signals) -> None:
+    for member in family:
+        for number in numbers:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.send_signal(number)
+
+
+def _end_at_once(*_: object) -> None:
+    kill_family()
+    os._exit(SIGNALLED + signal.SIGQUIT)
+
+
+def _hear_signals() -> int:
+    """Listen for both signals; return a descriptor that becomes readable when SIGTERM comes.
+
+    The conductor ends the family by closing the lifeline or by a signal to this process alone; a
+    terminal's Ctrl-C goes to the conductor, which is in another session. SIGTERM interrupts
+    nothing, least of all the ending of the family.
+    """
+    heard, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.signal(signal.SIGQUIT, _end_at_once)
+    return heard
 
 
 def main() -> int:
     """Supervise the command on the command line; return its exit status."""
     grace_s, command = float(sys.argv[1]), sys.argv[2:]
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    # The conductor ends the family by closing the lifeline or by SIGTERM to this process alone;
-    # a terminal's Ctrl-C goes to the conductor, which is in another session.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(SIGNALLED + signal.SIGTERM))
+    terminated = _hear_signals()
     try:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
         exited = os.pidfd_open(child.pid)
-        ready, _, _ = select.select([exited, sys.stdin.fileno()], [], [])
+        ready, _, _ = select.select([exited, sys.stdin.fileno(), terminated], [], [])
         if exited not in ready:
             return SIGNALLED + signal.SIGTERM
         status = child.wait()
