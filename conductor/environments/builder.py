@@ -190,8 +190,14 @@ class Environments:
             stamp = json.loads((home / STAMP).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return Status.STALE
-        same = isinstance(stamp, dict) and stamp.get("digest") == self._digest(name)
+        same = isinstance(stamp, dict) and stamp.get("digest") == self.digest(name)
         return Status.READY if same and self.interpreter(name).exists() else Status.STALE
+
+    def digest(self, name: str) -> str:
+        """Identify what a build depends on: the lock, Python, and the device's torch."""
+        digest = hashlib.sha256(f"{PYTHON} {self.device}\n".encode())
+        digest.update(find(name).lock.read_bytes())
+        return digest.hexdigest()
 
     def interpreter(self, name: str) -> Path:
         """Return the path of the environment's Python, whether or not it is built."""
@@ -245,12 +251,6 @@ class Environments:
     def _home(self, name: str) -> Path:
         return self.root / find(name).name
 
-    def _digest(self, name: str) -> str:
-        """Identify what a build depends on: the lock, Python, and the device's torch."""
-        digest = hashlib.sha256(f"{PYTHON} {self.device}\n".encode())
-        digest.update(ENVIRONMENTS[name].lock.read_bytes())
-        return digest.hexdigest()
-
     def _check_disk(self, name: str) -> None:
         needed = DISK_FACTOR * ENVIRONMENTS[name].size_bytes
         free = shutil.disk_usage(self.root).free
@@ -277,7 +277,7 @@ class Environments:
                 *("--compile-bytecode", "--no-progress", *environment.excludes),
                 *("-r", str(environment.lock)),
             )
-        stamp = {"digest": self._digest(name), "seconds": round(time.monotonic() - started, 1)}
+        stamp = {"digest": self.digest(name), "seconds": round(time.monotonic() - started, 1)}
         files.write_json(home / STAMP, stamp)
 
 
