@@ -12,7 +12,7 @@ from importlib.metadata import version
 from typing import Any
 
 import gates
-from conductor.chain import STAGES, Stage
+from conductor.chain import STAGES, Stage, State
 from conductor.config import Config, Rule
 from conductor.engines.opening import engine_version
 from conductor.executors.local import Progress
@@ -21,7 +21,7 @@ from conductor.journal import Journal, timestamp
 from conductor.preconditions import environments_needed
 from conductor.release_state import Plan, Release
 from conductor.report import write_report
-from conductor.stages import STAGE_GATES
+from conductor.stage_files import STAGE_GATES
 from conductor.tracking import Tracking, TrackingStatus, log_release
 from gates import FailureClass
 from gates.criteria import SCORE_THRESHOLD
@@ -68,6 +68,8 @@ def _track(release: Release, document: dict[str, Any], progress: Progress) -> Tr
         return Tracking(
             status=TrackingStatus.DISABLED, uri=None, detail="setup did not get through"
         )
+    if release.config.dry_run:
+        return Tracking(status=TrackingStatus.DISABLED, uri=None, detail="a dry run is not logged")
     progress(0, 0, "logging to MLflow")
     return log_release(
         document,
@@ -87,13 +89,14 @@ def report_document(release: Release) -> dict[str, Any]:
         "run_id": journal.run_id,
         "started_at": timestamp(journal.started_at),
         "finished_at": timestamp(finished),
-        "seconds": round((finished - journal.started_at).total_seconds(), 3),
+        "seconds": round(journal.worked_s(), 3),
+        "sessions": journal.history.sessions,
         "decision": outcome.decision,
         "exit_code": outcome.exit_code,
         "failure_class": outcome.failure_class,
         "reasons": list(outcome.reasons),
         "next_action": outcome.next_action,
-        "publish": _publish(outcome, config.limit),
+        "publish": _publish(outcome, config),
         **_what(release),
         "threshold": config.threshold,
         "relative": config.relative,
@@ -133,6 +136,11 @@ def _outcome(release: Release) -> gates.Outcome:
         ],
         required=_required_gates(release.resolved),
     )
+    if release.config.dry_run:
+        return replace(
+            outcome,
+            next_action="Release again without --dry-run: no tool ran, and nothing was measured.",
+        )
     if outcome.decision is gates.Decision.ACCEPT and release.config.limit is not None:
         return replace(
             outcome,
@@ -170,9 +178,10 @@ def _required_gates(plan: Plan | None) -> tuple[str, ...]:
     return tuple(gate for gate in gates.REQUIRED_GATES if gate not in without)
 
 
-def _publish(outcome: gates.Outcome, limit: int | None) -> str:
-    """Return what to do with the checkpoint; the first documents of a task are no sample of it."""
-    return outcome.publish if limit is None or outcome.exit_code else "needs-human"
+def _publish(outcome: gates.Outcome, config: Config) -> str:
+    """Return what to do with the checkpoint; a dry run, or a part of each task, proves nothing."""
+    proves_little = config.dry_run or config.limit is not None
+    return "needs-human" if proves_little and not outcome.exit_code else outcome.publish
 
 
 def _what(release: Release) -> dict[str, Any]:
@@ -254,6 +263,8 @@ def _stage(stage: Stage, journal: Journal) -> dict[str, Any]:
         "state": record.state,
         "seconds": record.seconds,
         "attempts": record.attempts,
+        "interruptions": record.interruptions,
+        "troubles": list(record.troubles),
         "started_at": record.started_at and timestamp(record.started_at),
         "finished_at": record.finished_at and timestamp(record.finished_at),
         "log": log and str(log.relative_to(journal.run_dir)),
@@ -333,12 +344,39 @@ def _versions(release: Release) -> dict[str, dict[str, str]]:
 
 def _deviations(release: Release) -> list[str]:
     """Say where this release departed from a plain one, and what it did not measure."""
-    found = [
-        f"{stage}: {record.attempts} attempts"
-        for stage, record in release.journal.stages.items()
-        if record.attempts > 1
+    return [
+        *_departures_in_course(release),
+        *_departures_in_asking(release),
+        *_departures_in_tools(release),
+        *_gaps(release),
     ]
-    return found + _departures_in_asking(release) + _departures_in_tools(release) + _gaps(release)
+
+
+def _departures_in_course(release: Release) -> list[str]:
+    """Say what was tried again, taken up again, or changed on the way."""
+    history = release.journal.history
+    found = ["a dry run: recorded results stood for the tools"] if release.config.dry_run else []
+    found += [
+        f"{stage}: {trouble}"
+        for stage, record in history.stages.items()
+        # The last failure of a stage that stays failed is the reason, not a deviation.
+        for trouble in record.troubles[: -1 if record.state is State.FAILED else None]
+    ]
+    if history.sessions > 1:
+        found.append(f"the release was resumed: {history.sessions} sessions worked on it")
+    for change in history.changes:
+        again = ", ".join(change["invalidates"]) or "nothing"
+        found.append(
+            f"{change['field']} changed on the way from {change['was']!r} to {change['now']!r} "
+            f"(--accept-drift); repeated: {again}"
+        )
+    found += [f"not established: {sentence}" for sentence in history.unknown]
+    source = release.evaluations.get("source")
+    if source and source.recalled_from:
+        found.append(f"the source's evaluation is that of run {source.recalled_from}")
+    if (plan := release.resolved) and plan.model.remark:
+        found.append(plan.model.remark)
+    return found + release.remarks
 
 
 def _departures_in_asking(release: Release) -> list[str]:
@@ -380,7 +418,7 @@ def _departures_in_tools(release: Release) -> list[str]:
         found.append(f"further engine arguments: {' '.join(config.engine.arguments)}")
     if config.calibration.data and release.calibration and not release.calibration["samples"]:
         found.append(f"calibration data {config.calibration.data} was not used: no need for it")
-    if plan and plan.row.emulated and release.session:
+    if plan and plan.row.emulated and "canary" in release.verdicts:
         found.append("low-precision arithmetic was emulated, not run on its own hardware")
     return found
 

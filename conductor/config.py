@@ -17,7 +17,8 @@ from conductor.compatibility import Engine, Quantizer
 from conductor.documents import read_yaml, validate
 from conductor.failure import Failure
 from conductor.models import DEMO
-from gates import FailureClass
+from conductor.suites import BUILT_IN
+from gates import RECIPES, FailureClass
 from gates.criteria import SCORE_THRESHOLD
 
 DEFAULTS: Mapping[str, Any] = {
@@ -52,7 +53,25 @@ DEFAULTS: Mapping[str, Any] = {
     "engine.arguments": [],
     "evaluation.concurrency": 16,
     "evaluation.request_timeout_s": 300,
+    "dry_run": False,
+    "overlap": "auto",
+    "fresh_baseline": False,
+    "retry.limit": None,
+    "retry.first_wait_s": 5.0,
+    "retry.longest_wait_s": 300.0,
+    "watchdog.quantize_s": 21600.0,
+    "watchdog.evaluation_s": 1800.0,
+    "watchdog.server_s": 300.0,
 }
+
+MAY_BE_PATHS = ("model", "recipe", "suite", "calibration.data")
+"""Settings that name something built in, something on the Hub, or a path."""
+
+BUILT_IN_NAMES = frozenset({DEMO, *BUILT_IN, *RECIPES})
+
+
+DEFAULT = "default"
+OPTION = "command line"
 
 
 class Rule(StrEnum):
@@ -60,6 +79,36 @@ class Rule(StrEnum):
 
     NONINFERIORITY = "noninferiority"
     THRESHOLD = "threshold"
+
+
+class Overlap(StrEnum):
+    """Whether the source is served and evaluated while the candidate is being quantized."""
+
+    AUTO = "auto"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retry:
+    """How failures of the world are tried again.
+
+    ``limit`` caps the retries of the triage table; waits are in seconds and double from the first
+    to the longest, with jitter.
+    """
+
+    limit: int | None
+    first_wait_s: float
+    longest_wait_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watchdog:
+    """Seconds without any progress after which a worker, or a silent server, counts as hung."""
+
+    quantize_s: float
+    evaluation_s: float
+    server_s: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +160,11 @@ class Config:
     engine: EngineConfig
     concurrency: int
     request_timeout_s: int
+    dry_run: bool
+    overlap: Overlap
+    fresh_baseline: bool
+    retry: Retry
+    watchdog: Watchdog
     origins: Mapping[str, tuple[Any, str]]
 
     def document(self) -> dict[str, dict[str, Any]]:
@@ -135,17 +189,67 @@ def load_config(
     Raises:
         Failure: USER_CONFIG_ERROR when the file is malformed or a required name is missing.
     """
-    values = {name: (value, "default") for name, value in DEFAULTS.items()}
+    values = {name: (value, DEFAULT) for name, value in DEFAULTS.items()}
     if path is not None:
-        document = read_yaml(path, schema="config", what="configuration")
-        values |= {name: (value, str(path)) for name, value in _flatten(document).items()}
+        values |= _read_file(path)
+    return _complete(values | _read_options(options), required)
+
+
+def load_recorded(
+    recorded: Path, path: Path | None, options: Mapping[str, Any]
+) -> tuple[Config, Config]:
+    """Return the configuration that a release began with, and what it would begin with now.
+
+    Now, defaults and configuration files say what they say today; what the command line said then
+    stands unless ``path`` or ``options`` say otherwise.
+
+    Args:
+        recorded: the ``config.resolved.yaml`` of the release.
+        path: a YAML file in place of the one named then, or None.
+        options: values by dotted name; None means that the option was not given.
+
+    Raises:
+        Failure: USER_CONFIG_ERROR when a file is malformed or missing.
+    """
+    document = read_yaml(recorded, schema="resolved_config", what="recorded configuration")
+    then = {name: (entry["value"], entry["from"]) for name, entry in document.items()}
+    validate(
+        _nest({n: v for n, (v, _) in then.items() if v is not None}),
+        schema="config",
+        where=f"recorded configuration {recorded}",
+    )
+    now = {name: (value, DEFAULT) for name, value in DEFAULTS.items()}
+    files = {str(path)} if path else {origin for _, origin in then.values()} - {DEFAULT, OPTION}
+    for file in sorted(files):
+        now |= _read_file(Path(file))
+    now |= {name: entry for name, entry in then.items() if entry[1] == OPTION}
+    now |= _read_options(options)
+    now["workspace"] = then.get("workspace", now["workspace"])
+    complete = {name: (value, DEFAULT) for name, value in DEFAULTS.items()} | then
+    return _complete(complete, ()), _complete(now, ("model", "recipe"))
+
+
+def _read_file(path: Path) -> dict[str, tuple[Any, str]]:
+    document = read_yaml(path, schema="config", what="configuration")
+    return {name: (value, str(path.absolute())) for name, value in _flatten(document).items()}
+
+
+def _read_options(options: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
     given = {
         name: value.value if isinstance(value, Enum) else value
         for name, value in options.items()
         if value is not None
     }
     validate(_nest(given), schema="config", where="command line")
-    values |= {name: (value, "command line") for name, value in given.items()}
+    return {name: (value, OPTION) for name, value in given.items()}
+
+
+def _complete(values: dict[str, tuple[Any, str]], required: Iterable[str]) -> Config:
+    """Check what is required and what fits together; paths become absolute, to be found again."""
+    for name in MAY_BE_PATHS:
+        value, origin = values[name]
+        if isinstance(value, str) and value not in BUILT_IN_NAMES and os.path.exists(value):  # noqa: PTH110
+            values[name] = os.path.abspath(value), origin  # noqa: PTH100 - links keep their names
     for name in required:
         if values[name][0] is None:
             raise Failure(
@@ -245,5 +349,10 @@ def _build(values: Mapping[str, tuple[Any, str]]) -> Config:
         ),
         concurrency=evaluation["concurrency"],
         request_timeout_s=evaluation["request_timeout_s"],
+        dry_run=plain["dry_run"],
+        overlap=Overlap(plain["overlap"]),
+        fresh_baseline=plain["fresh_baseline"],
+        retry=Retry(**section("retry")),
+        watchdog=Watchdog(**section("watchdog")),
         origins=values,
     )

@@ -75,6 +75,10 @@ class LiveDisplay:
         first_line = escape(detail.partition("\n")[0])
         self._console.print(f"{MARKS[state]} [bold]{stage}[/] {seconds:.0f} s  {first_line}")
 
+    def stage_kept(self, stage: Stage) -> None:
+        """Leave one line about a stage that is not run again."""
+        self._console.print(f"[cyan]kept[/] [bold]{stage}[/] done before")
+
 
 class PlainDisplay:
     """Plain lines for logs: starts, ends, and progress every few seconds."""
@@ -117,6 +121,10 @@ class PlainDisplay:
         seconds = time.monotonic() - self._started
         first_line = detail.partition("\n")[0]
         self._line(f"{stage}: {state} after {seconds:.0f} s: {first_line}".removesuffix(": "))
+
+    def stage_kept(self, stage: Stage) -> None:
+        """Say that a stage is not run again."""
+        self._line(f"{stage}: kept, done before")
 
     def _line(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -17,7 +17,7 @@ from conductor.config import DEFAULTS
 from conductor.files import write_text
 from conductor.probes.servability import loaders
 from conductor.quantizers import ADAPTERS
-from conductor.stages import STAGE_GATES
+from conductor.stage_files import STAGE_GATES
 from gates import RECIPES, TRIAGE, Recipe, criteria
 from gates.criteria import MODULE_KINDS, SCALE_WIDENING
 from gates.findings import CHECKS, KINDS, MEASURES

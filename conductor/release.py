@@ -2,43 +2,73 @@
 
 The loop never starts a stage after a failed gate, tries a stage again only when the triage table
 says so, ends every process it started, and always closes out with a report.
+
+A release that was stopped or killed is resumed by replay: the journal says what came to its end,
+the digests say whether its files are still what they were, and the stage functions read them again
+without starting anything. What was cut short goes on where it was.
 """
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import yaml
-from tenacity import RetryCallState, Retrying
+from tenacity import RetryCallState, Retrying, wait_exponential_jitter
 
-from conductor.chain import Stage, State, next_stage
+from conductor.ahead import Ahead, is_worthwhile
+from conductor.chain import EVERY_STEP, STAGES, Stage, State, Steps, next_stage
 from conductor.closeout import close_out
 from conductor.config import Config
+from conductor.digests import Digests
+from conductor.executors.processes import end_leftovers
 from conductor.failure import Failure
-from conductor.files import write_json, write_text
-from conductor.journal import Clock, Journal
+from conductor.files import read_json, write_json, write_text
+from conductor.history import History
+from conductor.inputs import Change, Scalar, collect, differences
+from conductor.journal import Clock, Journal, read_history
+from conductor.models import check_disk
 from conductor.noise_floor import say_noise_floor
-from conductor.release_state import Release, World
-from conductor.stages import STAGE_FUNCTIONS, StageFunction
+from conductor.release_state import Plan, Release
+from conductor.repair import attempt_dir
+from conductor.report import read_report
+from conductor.run_lock import hold
+from conductor.stage_files import forget_requests, outputs_of
+from conductor.stages import (
+    DISK_RESERVE_BYTES,
+    INPUTS,
+    STAGE_FUNCTIONS,
+    StageFunction,
+    choose_tools,
+    evaluate_source_ahead,
+    find_source,
+    look_around,
+)
+from conductor.tools import LocalTools, NothingStarts, Tools
+from conductor.world import World
 from gates import TRIAGE, FailureClass, Triage, Verdict
+
+CONFIG = "config.resolved.yaml"
 
 
 class Observer(Protocol):
     """Who is told how the release gets on."""
 
     def stage_started(self, stage: Stage, attempt: int) -> None:
-        """An attempt at ``stage`` begins."""
+        """An attempt at ``stage`` begins, or goes on."""
 
     def stage_progress(self, done: int, total: int, doing: str) -> None:
         """The running stage is ``done`` of ``total`` through ``doing``; total 0 is unknown."""
 
     def stage_finished(self, stage: Stage, state: State, detail: str) -> None:
         """The attempt ended; ``detail`` says how, and may go on over many lines."""
+
+    def stage_kept(self, stage: Stage) -> None:
+        """``stage`` came to its end before, and is not run again."""
 
 
 class GateFailed(Exception):
@@ -47,7 +77,16 @@ class GateFailed(Exception):
     def __init__(self, gate: str, verdict: Verdict) -> None:
         """Keep what the triage table and the journal need."""
         super().__init__(f"{gate}: {verdict.detail}")
+        self.gate = gate
         self.failure_class = verdict.failure_class or FailureClass.UNKNOWN
+
+
+class StoppedAsAsked(Exception):
+    """The last step that was asked for is done, and the release is not."""
+
+    def __init__(self, stage: Stage) -> None:
+        """Keep which one it was."""
+        super().__init__(f"stopped after {stage}, as asked")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,41 +98,234 @@ class Conductor:
     sleep: Callable[[float], None]
     observer: Observer
     stage_functions: Mapping[Stage, StageFunction] = field(default_factory=lambda: STAGE_FUNCTIONS)
+    open_tools: Callable[[World, Callable[..., None]], Tools] = LocalTools
 
-    def run(self, config: Config, run_dir: Path) -> dict[str, Any]:
-        """Run the whole release and return its report document.
+    def run(self, config: Config, run_dir: Path, steps: Steps = EVERY_STEP) -> dict[str, Any]:
+        """Run a whole release, or its first steps, and return its report document.
 
         Raises:
             OSError: the run directory cannot be made or written at the start.
+            StoppedAsAsked: the last of ``steps`` is done.
             KeyboardInterrupt: stopped on request; everything that was started has ended.
         """
         journal = Journal.create(
-            run_dir, clock=self.clock, model=config.model, recipe=config.recipe
+            run_dir,
+            clock=self.clock,
+            model=config.model,
+            recipe=config.recipe,
+            files={CONFIG: _yaml(config)},
         )
-        resolved = yaml.safe_dump(config.document(), sort_keys=False)
-        write_text(run_dir / "config.resolved.yaml", resolved)
-        release = Release(config=config, journal=journal, world=self.world)
+        with hold(run_dir):
+            return self._carry_on(self._release(config, journal), steps)
+
+    def resume(
+        self,
+        run_dir: Path,
+        then: Config,
+        now: Config,
+        steps: Steps = EVERY_STEP,
+        *,
+        accept_drift: bool = False,
+    ) -> dict[str, Any]:
+        """Go on with a release that was stopped, killed or aborted; return its report document.
+
+        Args:
+            run_dir: the directory of the release.
+            then: the configuration it began with, as ``config.load_recorded`` has it.
+            now: the configuration it is to go on with.
+            steps: what to do again, and where to stop.
+            accept_drift: go on although what it depends on has changed.
+
+        Raises:
+            Failure: USER_CONFIG_ERROR when somebody else works on it, when what it depends on has
+                changed, or when steps to be skipped have no valid outputs.
+            OSError, StoppedAsAsked, KeyboardInterrupt: as :meth:`run`.
+        """
+        with hold(run_dir):
+            ended = end_leftovers(run_dir)
+            journal = Journal.open(run_dir, clock=self.clock)
+            release = self._release(now, journal)
+            release.remarks += [f"left by a conductor that died: {each}" for each in ended]
+            release.resolved, release.inputs, changes = look_back(
+                run_dir, journal.history, then, now, self.world, release.digests
+            )
+            if changes and not accept_drift:
+                raise Failure(FailureClass.USER_CONFIG_ERROR, _say_drift(changes, journal))
+            self._take_up(release, changes, steps)
+            return self._carry_on(release, steps)
+
+    def _release(self, config: Config, journal: Journal) -> Release:
+        return Release(
+            config=config,
+            journal=journal,
+            world=self.world,
+            tools=self.open_tools(self.world, journal.record),
+            digests=Digests(config.workspace / "cache" / "digests.json"),
+        )
+
+    def _take_up(self, release: Release, changes: Sequence[Change], steps: Steps) -> None:
+        """Bring the journal to where the release goes on, and the release to what it knew."""
+        journal = release.journal
+        if steps.first is not None:
+            self._check_skipped(release, steps.first, changes)
+        journal.resume()
+        if changes:
+            journal.record("drift_accepted", changes=[asdict(change) for change in changes])
+        write_text(journal.run_dir / CONFIG, _yaml(release.config))
+        if journal.outcome or steps.first is Stage.CLOSEOUT:
+            journal.reopen("resumed")
+        if changes:
+            self._invalidate(release, Stage.SETUP, "what it depends on changed", only=True)
+            for stage in STAGES:
+                if any(stage in change.invalidates for change in changes):
+                    fields = [c.field for c in changes if stage in c.invalidates]
+                    self._invalidate(release, stage, f"changed: {', '.join(fields)}")
+                    break
+        if steps.first is not None:
+            self._invalidate(release, steps.first, f"asked for with --from-step {steps.first}")
+        self._check_outputs(release)
+        if journal.stages[Stage.SETUP].state is State.DONE:
+            look_around(release)
+            self.observer.stage_kept(Stage.SETUP)
+
+    def _invalidate(
+        self, release: Release, first: Stage, reason: str, *, only: bool = False
+    ) -> None:
+        """Take back a stage and all after it; what was asked for them is not answered again."""
+        journal = release.journal
+        for stage in STAGES[STAGES.index(first) :]:
+            if journal.stages[stage].state is not State.PENDING:
+                journal.invalidate(stage, reason)
+                forget_requests(journal.run_dir, stage)
+            if only:
+                return
+
+    def _check_skipped(self, release: Release, first: Stage, changes: Sequence[Change]) -> None:
+        """Refuse to skip a stage that is not done, or whose outputs no longer hold."""
+        journal = release.journal
+        for stage in STAGES[: STAGES.index(first)]:
+            record = journal.stages[stage]
+            problems = [
+                f"{change.field} has changed" for change in changes if stage in change.invalidates
+            ]
+            problems += release.digests.verify(journal.run_dir, record.outputs or {})
+            if record.state is not State.DONE:
+                problems.append(f"it is {record.state}")
+            if problems:
+                why = "; ".join(problems)
+                raise Failure(
+                    FailureClass.USER_CONFIG_ERROR,
+                    f"--from-step {first}: {stage} would be skipped and has no valid outputs "
+                    f"({why}); begin with an earlier step",
+                )
+
+    def _check_outputs(self, release: Release) -> None:
+        """Take back the first stage whose files are not what they were, and all after it."""
+        journal = release.journal
+        damaged = damaged_outputs(journal.run_dir, journal.history, release.digests)
+        for stage, problems in damaged.items():
+            self._invalidate(release, stage, "; ".join(problems))
+            return
+
+    def _replay(self, release: Release) -> None:
+        """Let the stages that came to their end read what they left, and their gates judge it."""
+        journal, tools = release.journal, release.tools
+        release.tools, release.replaying = NothingStarts(), True
         try:
-            self._run_stages(release)
+            for stage in STAGES[:-1]:
+                record = journal.stages[stage]
+                if record.state in {State.PENDING, State.RUNNING}:
+                    return
+                if record.state is State.FAILED and not record.gate:
+                    if _has_retries(release, stage):
+                        return
+                    failure_class = FailureClass(record.failure_class or FailureClass.UNKNOWN)
+                    release.failures.append((stage, Failure(failure_class, record.detail)))
+                    return
+                if stage is Stage.SETUP:
+                    continue
+                try:
+                    verdicts = self.stage_functions[stage](release, lambda *_: None)
+                except Exception as error:
+                    self._invalidate(release, stage, f"its files cannot be read again: {error}")
+                    return
+                self._keep_replayed(release, stage, verdicts)
+        finally:
+            release.tools, release.replaying = tools, False
+
+    def _keep_replayed(
+        self, release: Release, stage: Stage, verdicts: Mapping[str, Verdict]
+    ) -> None:
+        """File what the gates say of recorded files; another day0 may judge otherwise."""
+        before = release.journal.stages[stage]
+        try:
+            self._keep(release, verdicts)
+        except GateFailed as error:
+            if before.state is State.DONE:
+                self._finish_failed(release, stage, error)
+            return
+        if before.state is State.FAILED:
+            self._finish_done(release, stage, "judged again")
+        self.observer.stage_kept(stage)
+
+    def _carry_on(self, release: Release, steps: Steps) -> dict[str, Any]:
+        try:
+            self._run_stages(release, steps)
+            if steps.last and next_stage(release.journal.states, steps.last) is None:
+                release.journal.record("release_stopped", stage=steps.last)
+                raise StoppedAsAsked(steps.last)
             return self._close_out(release)
         except KeyboardInterrupt:
             with suppress(OSError):
-                journal.record("release_stopped")
+                release.journal.record("release_stopped", stage=None)
             raise
 
-    def _run_stages(self, release: Release) -> None:
+    def _run_stages(self, release: Release, steps: Steps) -> None:
+        if self._next(release, steps) is Stage.SETUP:
+            self._run_stage(release, Stage.SETUP)
+        if not release.failures:
+            self._replay(release)
         try:
-            while (stage := next_stage(release.journal.states)) not in (None, Stage.CLOSEOUT):
+            while (stage := self._next(release, steps)) not in (None, Stage.CLOSEOUT):
+                if stage is Stage.PTQ:
+                    self._start_ahead(release, steps)
                 self._run_stage(release, stage)
         finally:
+            if release.ahead:
+                release.ahead.cancel()
             if release.session:
                 release.session.close()
 
+    def _next(self, release: Release, steps: Steps) -> Stage | None:
+        """Return the stage to run; a failed one whose retries are not used up goes first."""
+        for stage, record in release.journal.stages.items():
+            if record.state is State.FAILED and _has_retries(release, stage):
+                return stage
+        return next_stage(release.journal.states, steps.last)
+
+    def _start_ahead(self, release: Release, steps: Steps) -> None:
+        """Evaluate the source beside PTQ where there is room, into its stage's directory."""
+        stage = Stage.BASELINE_EVAL
+        wanted = steps.last is None or STAGES.index(steps.last) >= STAGES.index(stage)
+        if not wanted or not is_worthwhile(release.config, release.open_engine(), self.world):
+            return
+        self._begin(release, stage)
+        where = release.journal.attempt_dir(stage)
+        release.ahead = Ahead(
+            lambda progress, still_wanted: evaluate_source_ahead(
+                release, where, progress, still_wanted
+            )
+        )
+
     def _run_stage(self, release: Release, stage: Stage) -> None:
+        retry = release.config.retry
+        backoff = wait_exponential_jitter(
+            multiplier=retry.first_wait_s, max=retry.longest_wait_s, jitter=retry.first_wait_s
+        )
         attempts = Retrying(
-            retry=_is_to_be_retried,
+            retry=lambda state: _is_to_be_retried(state, release, stage),
             stop=lambda state: False,
-            wait=lambda state: _triage(state).wait_s,
+            wait=lambda state: max(_triage(state).wait_s, backoff(state)),
             sleep=self.sleep,
             reraise=True,
         )
@@ -107,24 +339,35 @@ class Conductor:
     def _attempt(self, release: Release, stage: Stage) -> None:
         journal = release.journal
         try:
-            journal.start(stage)
+            self._begin(release, stage)
             self.observer.stage_started(stage, journal.stages[stage].attempts)
+            check_disk(journal.run_dir, DISK_RESERVE_BYTES, "the workspace")
             stage_dir = journal.attempt_dir(stage)
-            # A stage with a worker replaces both files by the worker's.
-            write_json(stage_dir / "request.json", _request_document(release, stage))
+            # A stage with a worker has both files from its worker.
+            if not (stage_dir / "request.json").exists():
+                write_json(stage_dir / "request.json", _request_document(release, stage))
             verdicts = self.stage_functions[stage](release, self.observer.stage_progress)
             if not (stage_dir / "result.json").exists():
                 write_json(stage_dir / "result.json", _result_document(release, verdicts))
             self._keep(release, verdicts)
+            found = [f"{gate}: {verdict.detail}" for gate, verdict in verdicts.items()]
+            self._finish_done(release, stage, "; ".join([*found, *_remarks(release, stage)]))
         except Exception as error:
             failure = _classified(error, journal.run_dir)
-            self._finish(release, stage, State.FAILED, str(failure), failure.failure_class)
+            self._finish_failed(release, stage, failure)
+            if failure.failure_class is FailureClass.OUT_OF_MEMORY:
+                _free_memory(release)
             if failure is error:
                 raise
             raise failure from error
-        found = [f"{gate}: {verdict.detail}" for gate, verdict in verdicts.items()]
-        found += _remarks(release, stage)
-        self._finish(release, stage, State.DONE, "; ".join(found), None)
+
+    def _begin(self, release: Release, stage: Stage) -> None:
+        """Record that a stage begins, or that one goes on which was cut short."""
+        journal = release.journal
+        if journal.stages[stage].state is not State.RUNNING:
+            journal.start(stage, inputs=_inputs_of(stage, release.inputs))
+        elif release.ahead is None or stage is not Stage.BASELINE_EVAL:
+            journal.go_on(stage)
 
     def _keep(self, release: Release, verdicts: Mapping[str, Verdict]) -> None:
         for gate, verdict in verdicts.items():
@@ -138,28 +381,102 @@ class Conductor:
             if not release.verdicts[gate].passed:
                 raise GateFailed(gate, release.verdicts[gate])
 
-    def _finish(
-        self,
-        release: Release,
-        stage: Stage,
-        state: State,
-        detail: str,
-        failure_class: FailureClass | None,
-    ) -> None:
+    def _finish_done(self, release: Release, stage: Stage, detail: str) -> None:
+        journal = release.journal
+        outputs = outputs_of(journal.run_dir, stage, journal.attempt_dir(stage), release.digests)
+        journal.finish(stage, State.DONE, outputs=outputs, detail=detail)
+        self.observer.stage_finished(stage, State.DONE, detail)
+
+    def _finish_failed(self, release: Release, stage: Stage, failure: Failure | GateFailed) -> None:
+        gate = failure.gate if isinstance(failure, GateFailed) else None
         # A full disk must not cost the decision: the state is kept in memory in any case.
         with suppress(OSError):
-            release.journal.finish(stage, state, detail=detail, failure_class=failure_class)
-        self.observer.stage_finished(stage, state, detail)
+            release.journal.finish(
+                stage,
+                State.FAILED,
+                detail=str(failure),
+                failure_class=failure.failure_class,
+                gate=gate,
+            )
+        self.observer.stage_finished(stage, State.FAILED, str(failure))
 
     def _close_out(self, release: Release) -> dict[str, Any]:
+        journal = release.journal
+        if journal.stages[Stage.BASELINE_EVAL].state is State.RUNNING:
+            with suppress(OSError):  # it ran beside a stage that failed
+                journal.invalidate(Stage.BASELINE_EVAL, "its turn never came")
         with suppress(OSError):
-            release.journal.start(Stage.CLOSEOUT)
+            self._begin(release, Stage.CLOSEOUT)
         self.observer.stage_started(Stage.CLOSEOUT, 1)
         document = close_out(release, self.observer.stage_progress)
-        self._finish(release, Stage.CLOSEOUT, State.DONE, document["next_action"], None)
         with suppress(OSError):
-            release.journal.close(decision=document["decision"], exit_code=document["exit_code"])
+            journal.finish(Stage.CLOSEOUT, State.DONE, detail=document["next_action"])
+            journal.close(decision=document["decision"], exit_code=document["exit_code"])
+        self.observer.stage_finished(Stage.CLOSEOUT, State.DONE, document["next_action"])
         return document
+
+
+def look_back(
+    run_dir: Path, history: History, then: Config, now: Config, world: World, digests: Digests
+) -> tuple[Plan, Mapping[str, Scalar], Sequence[Change]]:
+    """Resolve a request anew, and compare what it depends on with what was recorded then.
+
+    Of a release that did not get through setup, or was made by a day0 that recorded nothing, the
+    configuration is compared alone.
+
+    Raises:
+        Failure: the request cannot work any more.
+        OSError: a file that the release depends on cannot be read.
+    """
+    recorded: Mapping[str, Scalar] = {
+        f"config.{name}": value for name, (value, _) in then.origins.items()
+    }
+    setup = history.stages[Stage.SETUP]
+    if setup.state is State.DONE:
+        with suppress(OSError, ValueError):
+            recorded = read_json(attempt_dir(run_dir, Stage.SETUP, setup.attempts) / INPUTS)
+    revision = recorded.get("model.revision")
+    commit = None if revision is None else str(revision)
+    plan = find_source(choose_tools(now, world), now, revision=commit)
+    inputs = collect(now, plan, world, digests)
+    comparable = inputs
+    if "day0.version" not in recorded:
+        comparable = {name: value for name, value in inputs.items() if name in recorded}
+    return plan, inputs, differences(recorded, comparable)
+
+
+def damaged_outputs(
+    run_dir: Path, history: History, digests: Digests
+) -> dict[Stage, Sequence[str]]:
+    """Say of each stage that is done which of its recorded files are not what they were."""
+    found = {
+        stage: digests.verify(run_dir, record.outputs or {})
+        for stage, record in history.stages.items()
+        if record.state is State.DONE
+    }
+    return {stage: problems for stage, problems in found.items() if problems}
+
+
+def finished_report(run_dir: Path) -> dict[str, Any] | None:
+    """Return the report of a release that came to a decision, if it is still the whole report."""
+    decision = read_history(run_dir).outcome.get("decision")
+    document = read_report(run_dir) if decision else None
+    return document if document and document["decision"] == decision else None
+
+
+def _free_memory(release: Release) -> None:
+    """Do one thing at a time from now on."""
+    if release.ahead:
+        release.ahead.cancel()
+        release.ahead = None
+    if release.session:
+        release.session.narrow()
+
+
+def _inputs_of(stage: Stage, inputs: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """Return the fields whose change would make a stage void."""
+    all_fields = differences(inputs, {})
+    return {each.field: each.was for each in all_fields if stage in each.invalidates}
 
 
 def _request_document(release: Release, stage: Stage) -> dict[str, Any]:
@@ -209,14 +526,39 @@ def _classified(error: Exception, run_dir: Path) -> Failure | GateFailed:
     )
 
 
-def _is_to_be_retried(state: RetryCallState) -> bool:
+def _has_retries(release: Release, stage: Stage) -> bool:
+    """True when the triage table lets a failed stage be tried again."""
+    record = release.journal.stages[stage]
+    triage = TRIAGE[FailureClass(record.failure_class or FailureClass.UNKNOWN)]
+    limit = release.config.retry.limit
+    allowed = triage.retries if limit is None or not triage.retries else limit
+    return record.failures <= allowed and allowed > 0
+
+
+def _is_to_be_retried(state: RetryCallState, release: Release, stage: Stage) -> bool:
     error = state.outcome and state.outcome.exception()
-    if not isinstance(error, Failure | GateFailed):
-        return False
-    return state.attempt_number <= _triage(state).retries
+    return isinstance(error, Failure | GateFailed) and _has_retries(release, stage)
 
 
 def _triage(state: RetryCallState) -> Triage:
     error = state.outcome and state.outcome.exception()
     assert isinstance(error, Failure | GateFailed)
     return TRIAGE[error.failure_class]
+
+
+def _yaml(config: Config) -> str:
+    text: str = yaml.safe_dump(config.document(), sort_keys=False)
+    return text
+
+
+def _say_drift(changes: Sequence[Change], journal: Journal) -> str:
+    """Say what changed since the release began, field by field, and what to do about it."""
+    lines = [f"release {journal.run_id} cannot go on unseen: what it depends on has changed"]
+    for change in changes:
+        again = ", ".join(change.invalidates) or "no stage (its gates judge again)"
+        lines.append(f"  {change.field}: {change.was!r} then, {change.now!r} now; repeats: {again}")
+    lines.append(
+        "restore it, start a new release, or accept the change with --accept-drift: the stages "
+        "named run again, and the report says so"
+    )
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What a release knows: the world it finds, the plan it made, and what its stages left.
+"""What a release knows: the plan it made, and what its stages left.
 
 The stages read and fill it; the loop and the closing out read it. Nothing here starts anything.
 """
@@ -8,40 +8,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conductor.chain import Stage
 from conductor.compatibility import Row
 from conductor.config import Config
-from conductor.engines import EngineSession
-from conductor.environments.builder import Environments
+from conductor.digests import Digests
+from conductor.engines import EngineSession, Sides
+from conductor.engines.opening import longest_request
 from conductor.failure import Failure
 from conductor.journal import Journal
 from conductor.models import Model
 from conductor.planning import Outlook
 from conductor.probes.lm_eval import EvaluationResults
-from conductor.probes.machine import Machine, probe_machine
+from conductor.stage_files import REQUESTS
 from conductor.suites import Suite
+from conductor.world import World as World
 from gates import Recipe, Verdict
 
-
-@dataclass(frozen=True, kw_only=True)
-class World:
-    """What a release finds on this machine: environments to run in, variables, hardware."""
-
-    environments: Environments
-    environ: Mapping[str, str]
-    machine: Machine
-
-    @classmethod
-    def find(cls, environ: Mapping[str, str]) -> World:
-        """Look at this machine, with the process variables ``environ``."""
-        machine = probe_machine()
-        return cls(
-            environments=Environments(device=machine.device, variables=environ),
-            environ=environ,
-            machine=machine,
-        )
+if TYPE_CHECKING:
+    from conductor.ahead import Ahead
+    from conductor.evaluation import Inquiry
+    from conductor.tools import Tools
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +58,9 @@ class Evaluation:
     """One side's evaluation: how it was asked, what came out, and the run summary.
 
     ``settings`` are what harness and engine were told, ``conditions`` those and what they say
-    themselves. ``samples`` is the samples document: what each question scored.
+    themselves. ``samples`` is the samples document: what each question scored. ``server`` is what
+    the servers logged meanwhile: requests by status code, and starts; None where none served.
+    ``recalled_from`` is the run that asked, where it was not this one.
     """
 
     settings: Mapping[str, Any]
@@ -78,7 +68,8 @@ class Evaluation:
     results: EvaluationResults
     samples: Mapping[str, Any]
     summary: Mapping[str, Any]
-    server_logs: frozenset[Path]
+    server: Mapping[str, Any] | None
+    recalled_from: str | None
 
     @property
     def asked(self) -> dict[str, tuple[int, int]]:
@@ -96,11 +87,21 @@ class Release:
 
     ``batches`` hold the evaluations of each side round by round, ``evaluations`` all of a side put
     together, and ``path`` what each look at them came to, where a release looks before it is done.
+    ``inputs`` are the digests and settings that its results depend on, by field;
+    ``source_inquiries`` are what the source was asked; ``remarks`` say how the release went.
+    While it is ``replaying``, stages read what they recorded and write nothing.
     """
 
     config: Config
     journal: Journal
     world: World
+    tools: Tools
+    digests: Digests
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    ahead: Ahead | None = None
+    source_inquiries: list[Inquiry] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    replaying: bool = False
     resolved: Plan | None = None
     outlook: Outlook | None = None
     session: EngineSession | None = None
@@ -123,3 +124,24 @@ class Release:
     def checkpoint(self) -> Path:
         """Where the candidate is written."""
         return self.journal.run_dir / "checkpoint"
+
+    def open_engine(self) -> EngineSession:
+        """Return the engine for both sides, opened when first asked for."""
+        if self.session is None:
+            plan = self.plan
+            self.session = self.tools.open_session(
+                plan.row.engine,
+                Sides(source=plan.model.path, candidate=self.checkpoint),
+                self.config,
+                longest_request(plan.suite, plan.model),
+            )
+        return self.session
+
+    def request_cache(self, directory: Path) -> Path:
+        """Return where the answers to an evaluation in ``directory`` are kept as they come in.
+
+        All attempts at the same evaluation share it, and no other does.
+        """
+        stage, *rest = directory.relative_to(self.journal.run_dir / "stages").parts
+        steps = [step for step in rest if not step.startswith("attempt-")]
+        return self.journal.run_dir / "stages" / stage / REQUESTS / "-".join(steps or ["all"])

@@ -16,10 +16,10 @@ from conductor import quantizers
 from conductor.compatibility import Device, Engine, Quantizer, check_loadable, rows_for
 from conductor.config import Config
 from conductor.engines import Sides
-from conductor.engines.opening import longest_request, open_session
+from conductor.engines.opening import longest_request
 from conductor.engines.vllm import VllmSession
-from conductor.evaluation import evaluate, harness_settings
-from conductor.executors.local import Progress
+from conductor.evaluation import Inquiry, evaluate, harness_settings
+from conductor.executors.local import Progress, ignore
 from conductor.failure import Failure
 from conductor.files import write_json
 from conductor.models import Model, resolve_model
@@ -29,7 +29,6 @@ from conductor.preconditions import (
     check_source,
     environments_of,
 )
-from conductor.release_state import World
 from conductor.stages import (
     calibration_of,
     judge_checkpoint,
@@ -37,6 +36,8 @@ from conductor.stages import (
     read_checkpoint,
 )
 from conductor.suites import load_suite
+from conductor.tools import LocalTools
+from conductor.world import World
 from gates import FailureClass, Recipe, Verdict
 
 CHECK_EVERY_S = 1.0
@@ -66,7 +67,8 @@ def quantize_only(config: Config, output: Path, world: World, progress: Progress
     check_source(model)
     output.mkdir(parents=True)
     checkpoint = output / "checkpoint"
-    quantize(quantizer, planned, model, checkpoint, config.seed, output, world, progress)
+    tools = LocalTools(world, ignore)
+    quantize(quantizer, planned, model, checkpoint, config, output, world, tools, progress)
     summary = read_checkpoint(checkpoint, model, recipe, progress)
     write_json(output / "checkpoint-summary.json", summary)
     return _keep(judge_checkpoint(summary, recipe), output)
@@ -99,11 +101,18 @@ def evaluate_only(
     engine = config.engine.name or Engine.VLLM
     _check_engine(engine, config, world, model)
     output.mkdir(parents=True)
-    longest = longest_request(suite, model)
-    session = open_session(engine, _alone(model), config, longest, world)
+    tools = LocalTools(world, ignore)
+    session = tools.open_session(engine, _alone(model), config, longest_request(suite, model))
+    inquiry = Inquiry(
+        side="source",
+        suite=suite,
+        settings=harness_settings(config, suite, model),
+        directory=output,
+        request_cache=output / "requests",
+        stall_s=config.watchdog.evaluation_s,
+    )
     try:
-        settings = harness_settings(config, suite, model)
-        evaluation = evaluate(session, "source", suite, settings, output, world, progress)
+        evaluation = evaluate(inquiry, lambda: session, tools, world, progress)
     finally:
         session.close()
     write_json(output / "run-summary.json", evaluation.summary)
@@ -125,7 +134,8 @@ def check_serving(
     engine = config.engine.name or Engine.VLLM
     _check_engine(engine, config, world, model, candidate)
     output.mkdir(parents=True)
-    session = open_session(engine, sides, config, longest_request(suite, model), world)
+    longest = longest_request(suite, model)
+    session = LocalTools(world, ignore).open_session(engine, sides, config, longest)
     try:
         evidence = session.answer_canary(suite.canary_prompts, output, progress)
     finally:
@@ -150,7 +160,7 @@ def serve(
     model = resolve_model(config.model)
     _check_engine(Engine.VLLM, config, world, model)
     output.mkdir(parents=True)
-    session = open_session(Engine.VLLM, _alone(model), config, None, world)
+    session = LocalTools(world, ignore).open_session(Engine.VLLM, _alone(model), config, None)
     assert isinstance(session, VllmSession)
     try:
         backend = session.backend("source", output, progress)

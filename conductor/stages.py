@@ -2,29 +2,33 @@
 
 One function a stage. Each takes the release and returns the verdicts of its gates; a broken world
 or an unusable request is a :class:`Failure`. No threshold lives here.
+
+Each may be called again over what it left: what a tool came to its end with is read and not made
+again, so that a release that was stopped goes on, and one that is resumed knows what it knew.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import gates
-from conductor import compatibility, quantizers
+from conductor import compatibility, quantizers, remembered
+from conductor.ahead import beside_the_server
 from conductor.chain import Stage
-from conductor.compatibility import Quantizer
+from conductor.compatibility import Quantizer, Row
 from conductor.config import Config, Rule
-from conductor.engines import EngineSession, Sides
-from conductor.engines.opening import engine_version, longest_request, open_session
-from conductor.evaluation import evaluate, harness_settings, merge
+from conductor.engines.opening import engine_version
+from conductor.evaluation import Inquiry, evaluate, harness_settings, merge
 from conductor.executors.environ import worker_environ
-from conductor.executors.local import Progress, Worker, run_worker
+from conductor.executors.local import Progress, Worker, kept_result
 from conductor.failure import Failure
-from conductor.files import write_json
+from conductor.files import read_json, write_json
 from conductor.harnesses.lm_eval import MAY_DIFFER
+from conductor.inputs import collect
 from conductor.models import DEMO, Model, check_disk, resolve_model
 from conductor.noise_floor import compare_runs
 from conductor.planning import look_ahead
@@ -49,61 +53,114 @@ from conductor.rounds import (
     repeats_of,
 )
 from conductor.suites import Suite, check_perplexities, load_suite
+from conductor.tools import Tools
 from gates import FailureClass, Recipe, Verdict
 
 DEMO_CALIBRATION = Path(__file__).parent / "demo" / "calibration.jsonl"
 # A release keeps the candidate (smaller than the source), samples, logs and tracking beside it.
 DISK_RESERVE_BYTES = 200 * 2**20
 
+INPUTS = "inputs.json"
+"""What the release depends on, field by field, in the directory of its setup."""
+
 SEEN_AT_A_LOOK = ("questions", "drop", "drop_lower", "drop_upper", "outcome")
 
 # The names under which verdicts are filed; one gate judges both evaluations.
 RUN_GATES: Mapping[str, str] = {"source": "baseline_run", "candidate": "candidate_run"}
-STAGE_GATES: Mapping[Stage, tuple[str, ...]] = {
-    Stage.PTQ: ("ptq",),
-    Stage.DEPLOY: ("canary",),
-    Stage.BASELINE_EVAL: ("baseline_run", "external"),
-    Stage.CANDIDATE_EVAL: ("candidate_run",),
-    Stage.COMPARE: ("conditions", "compare", "verbosity"),
-}
 
 
 def run_setup(release: Release, progress: Progress) -> dict[str, Verdict]:
     """Resolve model, recipe, suite, quantizer and engine; refuse early what cannot work."""
+    config, world = release.config, release.world
+    if release.resolved is None:
+        progress(0, 0, "resolving the request")
+        choice = choose_tools(config, world)
+        check_machine(config, choice.row, world)
+        progress(0, 0, "finding the model")
+        release.resolved = find_source(choice, config, revision=None)
+    else:
+        check_machine(config, release.resolved.row, world)
+    size = release.resolved.model.weights_bytes
+    check_disk(config.workspace, 2 * size + DISK_RESERVE_BYTES, "the workspace")
+    progress(0, 0, "taking digests of what the release depends on")
+    inputs = collect(config, release.resolved, world, release.digests)
+    write_json(release.journal.attempt_dir(Stage.SETUP) / INPUTS, inputs)
+    release.inputs = inputs
+    look_around(release)
+    return {}
+
+
+def look_around(release: Release) -> None:
+    """Say what the suite can tell, where scores are judged by intervals."""
     config = release.config
-    progress(0, 0, "resolving the request")
+    if config.rule is Rule.NONINFERIORITY:
+        release.outlook = look_ahead(
+            release.plan.suite,
+            threshold=config.threshold,
+            relative=config.relative,
+            discordance=config.discordance,
+            limit=config.max_samples or config.limit,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What is evaluated, and which tools do the work; no model was looked for yet."""
+
+    suite: Suite
+    recipe: Recipe
+    row: Row
+    quantize_request: Mapping[str, Any]
+
+
+def choose_tools(config: Config, world: World) -> Choice:
+    """Find suite and recipe, and the quantizer and engine that fit them on this machine.
+
+    Raises:
+        Failure: USER_CONFIG_ERROR or CHECKPOINT_NOT_SERVABLE for what cannot work.
+    """
     suite = load_suite(config.suite)
     if config.rule is Rule.NONINFERIORITY:
         check_perplexities(suite, relative=config.relative, until_decided=config.until_decided)
     recipe = quantizers.find_recipe(config.recipe)
     row = compatibility.choose(
         recipe.bucket,
-        release.world.machine.device,
+        world.machine.device,
         quantizers=quantizers.able(config.recipe),
         quantizer=config.quantizer,
         engine=config.engine.name,
     )
     quantize_request = quantizers.plan(row.quantizer, config.recipe, calibration_of(config))
+    return Choice(suite=suite, recipe=recipe, row=row, quantize_request=quantize_request)
+
+
+def check_machine(config: Config, row: Row, world: World) -> None:
+    """Refuse what this machine is not ready for.
+
+    Raises:
+        Failure: a port in use, too few devices, or an environment that is not built.
+    """
     check_port(config)
-    check_parallel(config, release.world.machine)
+    check_parallel(config, world.machine)
     for name in environments_needed(row):
-        check_environment(release.world.environments, name)
-    progress(0, 0, "finding the model")
-    model = resolve_model(config.model)
+        check_environment(world.environments, name)
+
+
+def find_source(choice: Choice, config: Config, *, revision: str | None) -> Plan:
+    """Return the plan with its source; ``revision`` is the commit that an earlier part had.
+
+    Raises:
+        Failure: the model is none, or cannot be had.
+    """
+    model = resolve_model(config.model, revision)
     check_source(model)
-    check_disk(config.workspace, 2 * model.weights_bytes + DISK_RESERVE_BYTES, "the workspace")
-    release.resolved = Plan(
-        model=model, recipe=recipe, suite=suite, row=row, quantize_request=quantize_request
+    return Plan(
+        model=model,
+        recipe=choice.recipe,
+        suite=choice.suite,
+        row=choice.row,
+        quantize_request=choice.quantize_request,
     )
-    if config.rule is Rule.NONINFERIORITY:
-        release.outlook = look_ahead(
-            suite,
-            threshold=config.threshold,
-            relative=config.relative,
-            discordance=config.discordance,
-            limit=config.max_samples or config.limit,
-        )
-    return {}
 
 
 def calibration_of(config: Config) -> dict[str, Any]:
@@ -131,16 +188,22 @@ def run_ptq(release: Release, progress: Progress) -> dict[str, Verdict]:
         plan.quantize_request,
         plan.model,
         release.checkpoint,
-        release.config.seed,
+        release.config,
         stage_dir,
-        release.world,
+        release.world if release.ahead is None else beside_the_server(release.world),
+        release.tools,
         progress,
     )
     release.calibration = result["calibration"]
-    summary = read_checkpoint(
-        release.checkpoint, plan.model, plan.recipe, progress, target=_target(release)
-    )
-    write_json(stage_dir / "checkpoint-summary.json", summary)
+    path = stage_dir / "checkpoint-summary.json"
+    if release.replaying:
+        summary = read_json(path)
+    else:
+        target = _target(release)
+        summary = read_checkpoint(
+            release.checkpoint, plan.model, plan.recipe, progress, target=target
+        )
+        write_json(path, summary)
     release.checkpoint_summary = summary
     return {"ptq": judge_checkpoint(summary, plan.recipe)}
 
@@ -150,21 +213,24 @@ def quantize(
     planned: Mapping[str, Any],
     model: Model,
     checkpoint: Path,
-    seed: int,
+    config: Config,
     stage_dir: Path,
     world: World,
+    tools: Tools,
     progress: Progress,
 ) -> dict[str, Any]:
     """Let ``quantizer`` write ``checkpoint`` as ``quantizers.plan`` has it; return its result."""
-    shutil.rmtree(checkpoint, ignore_errors=True)
     request = {
         **planned,
         "model_path": str(model.path),
         "output_dir": str(checkpoint),
         "device": world.machine.device,
-        "seed": seed,
+        "seed": config.seed,
     }
-    return run_worker(
+    if kept := kept_result(stage_dir, request):
+        return kept
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    return tools.run_worker(
         Worker(
             script=quantizers.WORKERS[quantizer],
             interpreter=world.environments.interpreter("quantize"),
@@ -173,6 +239,7 @@ def quantize(
         request,
         environ=worker_environ(world.environ, offline=request["calibration"]["dataset"] is None),
         progress=progress,
+        stall_s=config.watchdog.quantize_s,
     )
 
 
@@ -223,29 +290,29 @@ def judge_checkpoint(summary: Mapping[str, Any], recipe: Recipe) -> Verdict:
 def run_deploy(release: Release, progress: Progress) -> dict[str, Verdict]:
     """Serve or load the candidate as exported, and compare a few answers with the source's."""
     stage_dir = release.journal.attempt_dir(Stage.DEPLOY)
-    suite = release.plan.suite
-    evidence = _session(release).answer_canary(suite.canary_prompts, stage_dir, progress)
-    write_json(stage_dir / "canary.json", evidence)
-    return {"canary": gates.evaluate_canary(evidence)}
-
-
-def _session(release: Release) -> EngineSession:
-    if release.session is None:
-        plan = release.plan
-        release.session = open_session(
-            plan.row.engine,
-            Sides(source=plan.model.path, candidate=release.checkpoint),
-            release.config,
-            longest_request(plan.suite, plan.model),
-            release.world,
-        )
-    return release.session
+    path = stage_dir / "canary.json"
+    if release.replaying:
+        return {"canary": gates.evaluate_canary(read_json(path))}
+    engine = release.open_engine()
+    if release.ahead is not None and not engine.holds_both:
+        release.ahead.wait(progress)
+    prompts = release.plan.suite.canary_prompts
+    evidence = engine.answer_canary(
+        prompts, stage_dir, progress, remembered.recall_canary(release, stage_dir)
+    )
+    write_json(path, evidence)
+    verdict = gates.evaluate_canary(evidence)
+    if verdict.passed:
+        remembered.keep_canary(release, evidence, stage_dir)
+    return {"canary": verdict}
 
 
 def run_baseline_eval(release: Release, progress: Progress) -> dict[str, Verdict]:
     """Evaluate the source, ask gate_run, and hold its scores against published ones."""
     stage_dir = release.journal.attempt_dir(Stage.BASELINE_EVAL)
-    batch = _first_batch(release)
+    batch = first_batch_of(release.config, release.plan.suite)
+    if release.ahead is not None:
+        release.ahead.wait(progress)
     release.batches["source"] = []
     _ask(release, "source", batch, _round_dir(release, stage_dir, 1, "source"), progress)
     verdicts = {RUN_GATES["source"]: _judge_run(release, "source", stage_dir / "run-summary.json")}
@@ -259,7 +326,7 @@ def run_baseline_eval(release: Release, progress: Progress) -> dict[str, Verdict
 def run_candidate_eval(release: Release, progress: Progress) -> dict[str, Verdict]:
     """Evaluate the candidate and ask gate_run; with ``until_decided``, both sides in rounds."""
     stage_dir = release.journal.attempt_dir(Stage.CANDIDATE_EVAL)
-    batch: Batch | None = _first_batch(release)
+    batch: Batch | None = first_batch_of(release.config, release.plan.suite)
     release.batches["candidate"] = []
     del release.batches["source"][1:]  # an earlier attempt may have gone on
     _put_together(release, "source")
@@ -284,12 +351,21 @@ def run_candidate_eval(release: Release, progress: Progress) -> dict[str, Verdic
     return verdicts
 
 
-def _first_batch(release: Release) -> Batch:
+def first_batch_of(config: Config, suite: Suite) -> Batch:
     """Return what both sides are asked first: all, unless the release looks in between."""
-    if not release.config.until_decided:
+    if not config.until_decided:
         return EVERYTHING
-    sizes = {task.name: task.samples for task in release.plan.suite.tasks.values()}
-    return first_batch(sizes, _limits(release.config))
+    sizes = {task.name: task.samples for task in suite.tasks.values()}
+    return first_batch(sizes, _limits(config))
+
+
+def evaluate_source_ahead(
+    release: Release, stage_dir: Path, progress: Progress, still_wanted: Callable[[], None]
+) -> None:
+    """Ask the source the first batch before its turn, into the directory of its coming stage."""
+    batch = first_batch_of(release.config, release.plan.suite)
+    where = _round_dir(release, stage_dir, 1, "source")
+    _evaluate(release, "source", batch, where, progress, still_wanted)
 
 
 def _limits(config: Config) -> Limits:
@@ -320,25 +396,42 @@ def _put_together(release: Release, side: str) -> None:
 
 
 def _evaluate(
-    release: Release, side: str, batch: Batch, where: Path, progress: Progress
+    release: Release,
+    side: str,
+    batch: Batch,
+    where: Path,
+    progress: Progress,
+    still_wanted: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    plan = release.plan
-    return evaluate(
-        _session(release),
-        side,
-        plan.suite,
-        harness_settings(release.config, plan.suite, plan.model),
-        where,
-        release.world,
-        progress,
-        batch,
+    plan, config = release.plan, release.config
+    inquiry = Inquiry(
+        side=side,
+        suite=plan.suite,
+        settings=harness_settings(config, plan.suite, plan.model),
+        directory=where,
+        request_cache=release.request_cache(where),
+        stall_s=config.watchdog.evaluation_s,
+        batch=batch,
     )
+    if side == "source":
+        remembered.recall(release, inquiry)
+        release.source_inquiries.append(inquiry)
+    evaluation = evaluate(
+        inquiry, release.open_engine, release.tools, release.world, progress, still_wanted
+    )
+    shutil.rmtree(inquiry.request_cache, ignore_errors=True)
+    return evaluation
 
 
 def _judge_run(release: Release, side: str, path: Path) -> Verdict:
     summary = release.evaluations[side].summary
+    verdict = gates.evaluate_run(summary)
+    if release.replaying:
+        return verdict
     write_json(path, summary)
-    return gates.evaluate_run(summary)
+    if side == "source" and verdict.passed:
+        remembered.keep(release, release.source_inquiries)
+    return verdict
 
 
 def _judge_references(release: Release) -> Verdict:

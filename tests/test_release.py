@@ -40,6 +40,7 @@ class SilentObserver:
     def stage_started(self, stage: Stage, attempt: int) -> None: ...
     def stage_progress(self, done: int, total: int, doing: str) -> None: ...
     def stage_finished(self, stage: Stage, state: State, detail: str) -> None: ...
+    def stage_kept(self, stage: Stage) -> None: ...
 
 
 def verdict(gate: str, failure_class: FailureClass | None = None) -> Verdict:
@@ -102,7 +103,8 @@ def evaluation(suite: Suite) -> Evaluation:
         results=results,
         samples={"tasks": {}},
         summary={},
-        server_logs=frozenset(),
+        server=None,
+        recalled_from=None,
     )
 
 
@@ -121,7 +123,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[s
             observer=SilentObserver(),
             stage_functions={s: stage_that_passes(s) for s in STAGE_FUNCTIONS} | changed,
         )
-        config = load_config(None, {"model": "demo", "recipe": "int8", **options})
+        wanted = {"model": "demo", "recipe": "int8", "overlap": "never", **options}
+        config = load_config(None, wanted)
         return conductor.run(config, tmp_path / "run")
 
     return run_with

@@ -16,6 +16,7 @@ from conductor.chain import Stage
 from conductor.closeout import report_document
 from conductor.compatibility import TABLE
 from conductor.config import load_config
+from conductor.digests import Digests
 from conductor.environments.builder import Environments
 from conductor.failure import Failure
 from conductor.journal import Journal
@@ -25,6 +26,7 @@ from conductor.probes.machine import probe_machine
 from conductor.release_state import Evaluation, Plan, Release, World
 from conductor.rounds import Batch
 from conductor.suites import load_suite
+from conductor.tools import NothingStarts
 from gates import RECIPES, Check, FailureClass, Verdict
 
 SIZE = 2000
@@ -59,7 +61,7 @@ class Harness:
         self.asked: list[tuple[str, str, Batch]] = []
 
     def evaluate(
-        self, release: Release, side: str, batch: Batch, where: Path, progress: Any
+        self, release: Release, side: str, batch: Batch, where: Path, *callbacks: Any
     ) -> Evaluation:
         self.asked.append((side, where.relative_to(release.journal.run_dir).as_posix(), batch))
         stretches = batch.questions or dict.fromkeys(release.plan.suite.tasks, (0, SIZE))
@@ -108,7 +110,8 @@ class Harness:
             ),
             samples={"tasks": tasks},
             summary={"tasks": counted},
-            server_logs=frozenset(),
+            server=None,
+            recalled_from=None,
         )
 
 
@@ -126,6 +129,8 @@ def release(tmp_path: Path) -> Callable[..., Release]:
             ),
             journal=Journal.create(tmp_path / "run", clock=clock, model="demo", recipe="int8"),
             world=World(environments=Environments(tmp_path), environ={}, machine=probe_machine()),
+            tools=NothingStarts(),
+            digests=Digests(None),
             resolved=Plan(
                 model=resolve_model("demo"),
                 recipe=RECIPES["int8"],

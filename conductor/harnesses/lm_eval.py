@@ -11,8 +11,8 @@ from conductor.probes.lm_eval import NULL_ANSWER, MetricChoice
 from conductor.rounds import Batch
 from conductor.suites import Suite
 
-# What may differ between the two sides' requests: where the model is, and where results go.
-MAY_DIFFER = frozenset({"model_path", "base_url", "served_name", "output_dir"})
+# What may differ between the two sides' requests: where the model is, and where answers go.
+MAY_DIFFER = frozenset({"model_path", "base_url", "served_name", "output_dir", "request_cache"})
 
 # lm-eval scores an answer of null as an empty text; this makes it recognizable in the samples.
 HARNESS_ENVIRON: Mapping[str, str] = {"LMEVAL_MODEL_NONE_ANSWER_PLACEHOLDER": NULL_ANSWER}
@@ -32,11 +32,12 @@ class HarnessSettings:
 def evaluation_request(
     suite: Suite,
     settings: HarnessSettings,
-    backend: Mapping[str, Any],
-    output_dir: Path,
     batch: Batch,
+    *,
+    output_dir: Path,
+    request_cache: Path,
 ) -> dict[str, Any]:
-    """Return the request for ``workers/evaluate.py``; ``backend`` comes from the engine."""
+    """Return the request for ``workers/evaluate.py``, less how the engine is reached."""
     return {
         "tasks": {
             task.name: task.fewshot
@@ -54,7 +55,7 @@ def evaluation_request(
         "timeout_s": settings.request_timeout_s,
         "max_length": settings.max_length,
         "output_dir": str(output_dir),
-        **backend,
+        "request_cache": str(request_cache),
     }
 
 

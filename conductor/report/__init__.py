@@ -21,7 +21,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conductor.files import write_json, write_text
+from conductor.files import read_json, write_json, write_text
 from conductor.report import argument, plots, rows, wording
 from conductor.report.wording import Document, printable
 from gates.criteria import CONFIDENCE, POWER
@@ -45,6 +45,14 @@ def write_report(document: Document, run_dir: Path) -> None:
     write_json(run_dir / "report.json", document)
     write_text(run_dir / "report.md", render_markdown(document))
     write_text(run_dir / "report.html", render_html(document))
+
+
+def read_report(run_dir: Path) -> dict[str, Any] | None:
+    """Return the report document in ``run_dir``, or None where there is no whole one."""
+    try:
+        return validated(read_json(run_dir / "report.json"))
+    except (OSError, ValueError):
+        return None
 
 
 def validated(document: Document) -> dict[str, Any]:

@@ -1,0 +1,106 @@
+"""How every command begins and ends: a display, one message, and a documented exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import typer
+
+from conductor.executors.local import end_at_once
+from conductor.failure import Failure
+from gates import FailureClass
+
+if TYPE_CHECKING:
+    from conductor.config import Config
+    from conductor.display import LiveDisplay, PlainDisplay
+
+EXIT_FAILED = 1
+EXIT_UNUSABLE = 2
+EXIT_SYSTEMIC = 5
+EXIT_STOPPED = 130
+
+
+def load(
+    path: Path | None, options: dict[str, Any], required: tuple[str, ...] = ("model", "recipe")
+) -> Config:
+    """Resolve the configuration of a command; see ``config.load_config``."""
+    from conductor.config import load_config
+
+    return load_config(path, options, required)
+
+
+@contextmanager
+def display() -> Iterator[LiveDisplay | PlainDisplay]:
+    """Show on standard error how the work gets on."""
+    from rich.console import Console
+
+    from conductor.display import open_display
+
+    with open_display(Console(stderr=True)) as shown:
+        yield shown
+
+
+@dataclass(kw_only=True)
+class Ending:
+    """What a command says when it was stopped, beside that it was; how often it was asked to."""
+
+    resume_with: str | None = None
+    asked: int = 0
+
+    def stop(self, number: int, frame: FrameType | None) -> NoReturn:
+        """End in good order at the first signal, and at once at the second."""
+        self.asked += 1
+        if self.asked > 1:
+            print("stopped at once", *self._resumption(), sep="; ", file=sys.stderr, flush=True)
+            end_at_once()
+            os._exit(EXIT_STOPPED)
+        raise KeyboardInterrupt
+
+    def words(self) -> str:
+        """Say that everything has ended, and how to go on."""
+        ended = "stopped on request; every process that was started has ended"
+        return "; ".join([ended, *self._resumption()])
+
+    def _resumption(self) -> list[str]:
+        return [f"resume with: {self.resume_with}"] if self.resume_with else []
+
+
+@contextmanager
+def ending_well() -> Iterator[Ending]:
+    """Turn what may stop a command into one message and a documented exit code."""
+    ending = Ending()
+    # Also where a shell started us with SIGINT ignored, as it does for background jobs.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, ending.stop)
+    try:
+        yield ending
+    except Failure as failure:
+        refused = failure.failure_class is FailureClass.USER_CONFIG_ERROR
+        stop(EXIT_UNUSABLE if refused else EXIT_SYSTEMIC, f"error: {failure.message}")
+    except FileExistsError as error:
+        stop(EXIT_UNUSABLE, f"error: {error.filename} exists already; name another directory")
+    except OSError as error:
+        stop(EXIT_SYSTEMIC, f"error: {error.strerror or error}: {error.filename}")
+    except typer.Exit:
+        raise
+    except Exception as error:
+        # An exit code of 1 says REGRESSION; a defect of ours must not look like one.
+        traceback.print_exc(limit=-3)
+        stop(EXIT_SYSTEMIC, f"error: a defect of day0: {type(error).__name__}: {error}")
+    except KeyboardInterrupt:
+        stop(EXIT_STOPPED, ending.words())
+
+
+def stop(code: int, message: str) -> NoReturn:
+    """Print one message and end with an exit code."""
+    print(message, file=sys.stderr)
+    raise typer.Exit(code)
