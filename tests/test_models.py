@@ -1,9 +1,15 @@
+import http.server
 import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from safetensors_files import write_file
 
+from conductor import models
 from conductor.failure import Failure
 from conductor.models import resolve_model
 
@@ -89,3 +95,173 @@ def test_an_unreachable_hub_is_the_worlds_fault(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(Failure) as caught:
         resolve_model("org/name@main")
     assert caught.value.failure_class == "SYSTEMIC"
+
+
+COMMIT = "5" * 40
+
+
+class Hub:
+    """A Hub on loopback that answers every request with ``answer``, and its client's cache."""
+
+    def __init__(self, cache: Path) -> None:
+        self.cache = cache
+        self.answer: Callable[[http.server.BaseHTTPRequestHandler], None] = lambda _: None
+        self.asked: list[str] = []
+        hub = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                hub.asked.append(self.path)
+                hub.answer(self)
+
+            def log_message(self, *_: object) -> None:
+                """Say nothing."""
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def download(self, *, whole: bool = True, commit: str = COMMIT) -> Path:
+        """Leave in the cache what an earlier download left, whole or cut short."""
+        directory = self.cache / "models--org--name" / "snapshots" / commit
+        directory.mkdir(parents=True)
+        references = self.cache / "models--org--name" / "refs"
+        references.mkdir(exist_ok=True)
+        (references / "main").write_text(commit)
+        (directory / "config.json").write_text("{}")
+        names = ["model-1.safetensors", "model-2.safetensors"]
+        index = {"metadata": {}, "weight_map": dict(zip("ab", names, strict=True))}
+        (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+        for tensor, name in zip("ab" if whole else "a", names, strict=False):
+            write_file(directory / name, {tensor: ("BF16", (2,))})
+        return directory
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    from huggingface_hub import constants
+
+    found = Hub(tmp_path / "hub")
+    monkeypatch.setattr(constants, "ENDPOINT", found.url)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(found.cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    yield found
+    found.server.shutdown()
+    found.server.server_close()
+
+
+def status(code: int) -> Callable[[http.server.BaseHTTPRequestHandler], None]:
+    return lambda request: request.send_error(code)
+
+
+def no_such_revision(request: http.server.BaseHTTPRequestHandler) -> None:
+    request.send_response(404)
+    request.send_header("X-Error-Code", "RevisionNotFound")
+    request.send_header("content-length", "0")
+    request.end_headers()
+
+
+def unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{free.getsockname()[1]}")
+
+
+@pytest.mark.parametrize("downloaded", [True, False])
+@pytest.mark.parametrize("code", [429, 500, 503, 504])
+def test_a_hub_that_refuses_for_the_moment_is_asked_again(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, code: int, downloaded: bool
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: None)  # the client's own attempts
+    hub.answer = status(code)
+    if downloaded:
+        hub.download()
+    with pytest.raises(Failure, match=f"HTTP {code}") as caught:
+        resolve_model("org/name")
+    assert caught.value.failure_class == "INFRA_TRANSIENT"
+
+
+@pytest.mark.parametrize(
+    ("name", "failure_class"),
+    [
+        ("ReadTimeout", "INFRA_TRANSIENT"),
+        ("TimeoutError", "INFRA_TRANSIENT"),
+        ("ConnectTimeout", "SYSTEMIC"),
+        ("ConnectError", "SYSTEMIC"),
+    ],
+)
+def test_no_answer_in_time_is_for_the_moment_and_no_connection_is_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, failure_class: str
+) -> None:
+    import httpx
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    error = TimeoutError("x") if name == "TimeoutError" else getattr(httpx, name)("x")
+
+    def look_up(repository: str, revision: str | None) -> tuple[str, int]:
+        raise error
+
+    monkeypatch.setattr(models, "_look_up", look_up)
+    with pytest.raises(Failure, match=name) as caught:
+        resolve_model("org/name")
+    assert caught.value.failure_class == failure_class
+
+
+@pytest.mark.parametrize(
+    ("requested", "revision"),
+    [("org/name", None), ("org/name@main", None), ("org/name", COMMIT), ("org/name@main", COMMIT)],
+)
+def test_an_unreachable_hub_is_not_needed_for_a_whole_download(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, requested: str, revision: str | None
+) -> None:
+    path = hub.download()
+    unreachable(monkeypatch)
+    model = resolve_model(requested, revision)
+    assert (model.path, model.revision) == (path, COMMIT)
+    assert model.remark is not None
+    assert COMMIT in model.remark
+
+
+@pytest.mark.parametrize(
+    ("whole", "requested"),
+    [(False, "org/name"), (True, "org/name@v2"), (True, f"org/name@{'6' * 40}")],
+)
+def test_half_a_download_or_another_commit_does_not_do(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, whole: bool, requested: str
+) -> None:
+    hub.download(whole=whole)
+    unreachable(monkeypatch)
+    with pytest.raises(Failure, match="not downloaded whole") as caught:
+        resolve_model(requested)
+    assert caught.value.failure_class == "SYSTEMIC"
+
+
+def test_the_recorded_commit_is_asked_for(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.answer = no_such_revision
+    with pytest.raises(Failure) as caught:
+        resolve_model("org/name@main", COMMIT)
+    assert caught.value.failure_class == "USER_CONFIG_ERROR"
+    assert any(COMMIT in path for path in hub.asked)
+
+
+def test_a_hub_that_is_lost_in_a_download_is_asked_again(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    monkeypatch.setattr(models, "_look_up", lambda *_: (COMMIT, 0))
+    unreachable(monkeypatch)
+    with pytest.raises(Failure, match="failed while") as caught:
+        resolve_model("org/name")
+    assert caught.value.failure_class == "INFRA_TRANSIENT"
+
+
+def test_a_found_model_has_no_remark(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = hub.download()
+    monkeypatch.setattr(models, "_look_up", lambda *_: (COMMIT, 10))
+    monkeypatch.setattr(models, "_fetch", lambda *_: path)
+    model = resolve_model("org/name")
+    assert (model.revision, model.remark) == (COMMIT, None)

@@ -9,10 +9,11 @@ from conductor.engines.transformers import TransformersSession
 from conductor.engines.vllm import ServerSettings, VllmSession
 from conductor.environments.builder import Environments
 from conductor.executors.environ import worker_environ
+from conductor.executors.local import Note, ignore
 from conductor.models import Model
 from conductor.probes.machine import Machine
-from conductor.release_state import World
 from conductor.suites import Suite
+from conductor.world import World
 
 # Two CPU servers at a time need this much memory beyond the weights: each holds its engine
 # (2.4 GB measured), its cache, and the machine must stay usable.
@@ -29,11 +30,22 @@ def longest_request(suite: Suite, model: Model) -> int | None:
 
 
 def open_session(
-    engine: Engine, sides: Sides, config: Config, max_length: int | None, world: World
+    engine: Engine,
+    sides: Sides,
+    config: Config,
+    max_length: int | None,
+    world: World,
+    note: Note = ignore,
 ) -> EngineSession:
     """Open an engine for both checkpoints, under one set of settings; nothing is started yet.
 
-    ``max_length`` is the longest prompt plus completion in tokens that will be asked for.
+    Args:
+        engine: what answers.
+        sides: the two checkpoints.
+        config: how they are to be served.
+        max_length: the longest prompt plus completion in tokens that will be asked for.
+        world: where the engine's environments are.
+        note: is told of every process before it starts, and of its end.
     """
     device = world.machine.device
     environ = worker_environ(world.environ, offline=True)
@@ -44,23 +56,32 @@ def open_session(
             device=device,
             dtype=config.engine.dtype,
             environ=environ,
+            stall_s=config.watchdog.evaluation_s,
+            note=note,
         )
     return VllmSession(
         sides,
         interpreter=world.environments.interpreter(f"serve-{device}"),
-        settings=ServerSettings(
-            device=device,
-            dtype=config.engine.dtype,
-            max_model_len=config.engine.max_model_len or (max_length and max_length + 1),
-            tensor_parallel_size=config.engine.tensor_parallel_size,
-            seed=config.seed,
-            cpu_kv_cache_gib=config.engine.cpu_kv_cache_gib,
-            extra_arguments=config.engine.arguments,
-        ),
+        settings=server_settings(config, device, max_length),
         environ=environ,
         health_timeout_s=config.engine.health_timeout_s,
+        silence_s=config.watchdog.server_s,
         port=config.engine.port,
         capacity=_server_capacity(sides, world.machine),
+        note=note,
+    )
+
+
+def server_settings(config: Config, device: Device, max_length: int | None) -> ServerSettings:
+    """Return what the servers of both sides share; ``max_length`` as for :func:`open_session`."""
+    return ServerSettings(
+        device=device,
+        dtype=config.engine.dtype,
+        max_model_len=config.engine.max_model_len or (max_length and max_length + 1),
+        tensor_parallel_size=config.engine.tensor_parallel_size,
+        seed=config.seed,
+        cpu_kv_cache_gib=config.engine.cpu_kv_cache_gib,
+        extra_arguments=config.engine.arguments,
     )
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from conductor.compatibility import Device
-from conductor.engines import CANARY_MAX_TOKENS, Sides
-from conductor.executors.local import Progress, Worker, run_worker
+from conductor.engines import CANARY_MAX_TOKENS, REMEMBERED, Sides
+from conductor.executors.local import Note, Progress, Worker, run_worker
 from gates.canary import Health
 
 SIDES = ("candidate", "source")
@@ -29,23 +29,32 @@ class TransformersSession:
         device: Device,
         dtype: str,
         environ: Mapping[str, str],
+        stall_s: float,
+        note: Note,
     ) -> None:
-        """Keep what the workers need."""
+        """Keep what the workers need; ``stall_s`` seconds without progress count as a hang."""
         self._sides = sides
         self._interpreter = interpreter
         self._device = device
         self._dtype = dtype
         self._environ = environ
+        self._stall_s = stall_s
+        self._note = note
 
     def answer_canary(
-        self, prompts: Sequence[str], stage_dir: Path, progress: Progress
+        self,
+        prompts: Sequence[str],
+        stage_dir: Path,
+        progress: Progress,
+        source_answers: Sequence[Mapping[str, Any]] | None = None,
     ) -> dict[str, Any]:
-        """Load both checkpoints, one after the other, and let them answer."""
+        """Load the checkpoints, one after the other, and let them answer."""
+        asked = SIDES if source_answers is None else ("candidate",)
         result = run_worker(
             Worker(script="answer_prompts.py", interpreter=self._interpreter),
             stage_dir,
             {
-                "checkpoints": {side: str(self._sides.path(side)) for side in SIDES},
+                "checkpoints": {side: str(self._sides.path(side)) for side in asked},
                 "tokenizer": str(self._sides.source),
                 "prompts": list(prompts),
                 "max_tokens": CANARY_MAX_TOKENS,
@@ -54,24 +63,28 @@ class TransformersSession:
             },
             environ=self._environ,
             progress=progress,
+            stall_s=self._stall_s,
+            note=self._note,
         )
-        errors, answers = result["load_errors"], result["answers"]
+        errors = result["load_errors"]
+        answers = {"source": source_answers, **result["answers"]}
+        loads = {"candidate": "loads", "source": "loads" if "source" in asked else REMEMBERED}
         health = {side: Health.DIED if side in errors else Health.OK for side in SIDES}
         return {
             "engine": "transformers",
             "served_name": "candidate",
             "expected_name": "candidate",
             "health": health["candidate"],
-            "health_detail": errors.get("candidate", "loads"),
+            "health_detail": errors.get("candidate", loads["candidate"]),
             "source_health": health["source"],
-            "source_health_detail": errors.get("source", "loads"),
-            "prompts": [
-                {
-                    "prompt": prompt,
-                    **{side: answers[side][number] for side in SIDES},
-                }
-                for number, prompt in enumerate(prompts)
-                if not errors
+            "source_health_detail": errors.get("source", loads["source"]),
+            "prompts": []
+            if errors
+            else [
+                {"prompt": prompt, "candidate": answer, "source": reference}
+                for prompt, answer, reference in zip(
+                    prompts, answers["candidate"], answers["source"], strict=True
+                )
             ],
         }
 
@@ -100,6 +113,20 @@ class TransformersSession:
     def log(self, side: str) -> Path | None:
         """There is no server."""
         return None
+
+    def begin(self, side: str, stage_dir: Path) -> None:
+        """Nothing can be started beforehand: workers load the checkpoints."""
+
+    @property
+    def holds_both(self) -> bool:
+        """True: every worker loads its own model, and none stays."""
+        return True
+
+    def discard(self, side: str) -> None:
+        """Nothing keeps running that could be stopped."""
+
+    def narrow(self) -> None:
+        """Checkpoints are loaded one after the other as it is."""
 
     def close(self) -> None:
         """Nothing was started."""

@@ -1,6 +1,7 @@
 """vLLM's OpenAI-compatible server: how to start it, know that it is well, and end it.
 
-It binds to loopback on one port with a random key, in a process family that ends with the release.
+It binds to loopback on one port with a random key, in a process family that ends with the release,
+and has a log of its own.
 Both sides of a comparison are started from one :class:`ServerSettings`; only checkpoint, served
 name, port and key differ.
 """
@@ -10,23 +11,38 @@ from __future__ import annotations
 import math
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 from conductor.compatibility import Device
-from conductor.engines import CANARY_MAX_TOKENS, Sides
+from conductor.engines import CANARY_MAX_TOKENS, REMEMBERED, Sides
 from conductor.executors.environ import on_path
-from conductor.executors.local import SIGNALLED, Progress, SupervisedProcess, describe_status, tail
+from conductor.executors.local import (
+    SIGNALLED,
+    Note,
+    Progress,
+    SupervisedProcess,
+    describe_status,
+    tail,
+)
+from conductor.executors.processes import RECORD_SUFFIX
 from conductor.failure import Failure
+from conductor.probes.reading import ProbeError
+from conductor.probes.server_log import read_server_log
 from gates import FailureClass
 from gates.canary import Health
 
 LOOPBACK = "127.0.0.1"
 PROBE_TIMEOUT_S = 5.0
 POLL_S = 0.25
+CHECK_EVERY_S = 5.0
+LEAVES_WITHIN_S = 6.0  # vLLM's server leaves 5 s after its engine died
 PORT_ATTEMPTS = 3  # a free port can be lost to another process before the server binds it
 
 
@@ -127,12 +143,19 @@ class VllmServer:
         self.port = port
         self.base_url = f"http://{LOOPBACK}:{port}/v1"
         self.log = log
+        self.description: Mapping[str, Any] | None = None
+        """What the server said of its model when it was first healthy; None before."""
+        self._started = time.monotonic()
+        self._look_at = self._started
+        self._silent_since: float | None = None
+        self._stopped = False
         self._process = SupervisedProcess(
             server_command(
                 interpreter, settings, checkpoint=checkpoint, served_name=served_name, port=port
             ),
             environ=server_environ(on_path(environ, interpreter), settings, self.api_key),
             log=log,
+            record=log.with_name(f"{log.stem}{RECORD_SUFFIX}"),
         )
 
     def wait_healthy(
@@ -141,24 +164,34 @@ class VllmServer:
         """Wait until the server answers; return how that ended, and details in words.
 
         Args:
-            ceiling_s: give up after this many seconds; loading must fit into it.
-            waiting: called at every poll with the seconds waited so far.
+            ceiling_s: give up this many seconds after the start; loading must fit into it.
+            waiting: called at every poll with the seconds since the start.
+
+        Raises:
+            Failure: the server was stopped meanwhile, which says nothing about the checkpoint.
         """
-        started = time.monotonic()
-        while (waited := time.monotonic() - started) < ceiling_s:
+        while True:
+            waited = time.monotonic() - self._started
             status = self._process.poll()
             if status is not None:
                 return self._explain_exit(status)
             if self.is_healthy():
                 return Health.OK, f"healthy after {waited:.0f} s"
+            if waited >= ceiling_s:
+                return Health.TIMEOUT, (
+                    f"not healthy after {ceiling_s:.0f} s; raise engine.health_timeout_s if it was "
+                    f"still loading; its log is {self.log}\n{tail(self.log)}"
+                )
             waiting(waited)
             time.sleep(POLL_S)
-        return Health.TIMEOUT, (
-            f"not healthy after {ceiling_s:.0f} s; raise engine.health_timeout_s if it was still "
-            f"loading; its log is {self.log}\n{tail(self.log)}"
-        )
 
     def _explain_exit(self, status: int) -> tuple[Health, str]:
+        if self._stopped:
+            raise Failure(
+                FailureClass.INFRA_TRANSIENT,
+                f"the server of the {self.served_name} was stopped while it was loading; start the "
+                "stage again",
+            )
         # Whether the port was lost to somebody is asked of the port, not read from the log.
         if not port_is_free(self.port):
             return Health.PORT_TAKEN, f"port {self.port} was taken by another process"
@@ -171,13 +204,41 @@ class VllmServer:
         """Return the server's exit status, or None while it runs; a server that left has failed."""
         return self._process.poll()
 
+    def leaves(self, within_s: float) -> bool:
+        """True when the server has ended, or does so in time."""
+        end = time.monotonic() + within_s
+        while self._process.poll() is None and time.monotonic() < end:
+            time.sleep(POLL_S)
+        return self._process.poll() is not None
+
+    def ran_out_of_memory(self) -> bool:
+        """True when a server that ended did so for want of memory, by the kernel or by its log."""
+        with suppress(ProbeError):
+            if read_server_log(self.log)["out_of_memory"]:
+                return True
+        return self._process.out_of_memory
+
     def is_healthy(self) -> bool:
         """True when our process runs, its engine is well, and it takes our key."""
-        return (
-            self._process.poll() is None
-            and self._get("/health") is not None
-            and self.served() is not None
-        )
+        if self._process.poll() is not None or self._get("/health") is None:
+            return False
+        served = self.served()
+        self.description = self.description or served
+        return served is not None
+
+    def silent_s(self) -> float:
+        """Return for how many seconds the server has not said that it is well.
+
+        Asks it every few seconds at most, and counts from the first time that it was asked in
+        vain: while nobody asked, it was not silent.
+        """
+        if time.monotonic() >= self._look_at:
+            if self._get("/health") is not None:
+                self._silent_since = None
+            elif self._silent_since is None:
+                self._silent_since = time.monotonic()
+            self._look_at = time.monotonic() + CHECK_EVERY_S
+        return 0.0 if self._silent_since is None else time.monotonic() - self._silent_since
 
     def served(self) -> dict[str, Any] | None:
         """Return the server's own description of its model, or None when it gives none.
@@ -248,6 +309,7 @@ class VllmServer:
 
     def stop(self) -> None:
         """End the server and everything it started."""
+        self._stopped = True
         self._process.stop()
 
 
@@ -260,7 +322,8 @@ class VllmSession:
     """Serve the two checkpoints of a release, keeping a server while there is room for it.
 
     ``capacity`` servers may run at a time: one on an accelerator, whose memory a server fills; two
-    where main memory holds both, so that no checkpoint is loaded twice.
+    where main memory holds both, so that no checkpoint is loaded twice. Two threads may use a
+    session, each for one side, while there is room for two servers.
     """
 
     def __init__(
@@ -271,59 +334,98 @@ class VllmSession:
         settings: ServerSettings,
         environ: Mapping[str, str],
         health_timeout_s: float,
+        silence_s: float,
         port: int | None,
         capacity: int,
+        note: Note,
     ) -> None:
-        """Keep what is needed; no server is started before a side is used."""
+        """Keep what is needed; no server is started before a side is used.
+
+        ``silence_s`` seconds without a word from ``/health`` count as a hang; ``note`` is told of
+        every start, before it happens, and of every stop.
+        """
         self._sides = sides
         self._interpreter = interpreter
         self._settings = settings
         self._environ = environ
         self._health_timeout_s = health_timeout_s
+        self._silence_s = silence_s
         self._port = port
         self._capacity = 1 if port else capacity
+        self._note = note
+        # Held while servers are started and stopped, which takes seconds, never while one loads.
+        self._lock = threading.Lock()
         self._servers: dict[str, VllmServer] = {}
+        self._closed = False
 
     def answer_canary(
-        self, prompts: Sequence[str], stage_dir: Path, progress: Progress
+        self,
+        prompts: Sequence[str],
+        stage_dir: Path,
+        progress: Progress,
+        source_answers: Sequence[Mapping[str, Any]] | None = None,
     ) -> dict[str, Any]:
-        """Serve the candidate first, then the source, and ask both the same prompts.
+        """Serve both sides, at once where there is room, and ask them the same prompts.
 
-        The candidate comes first because it is the one in doubt; the source's server stays for the
-        baseline evaluation. A candidate that cannot be served still has the source tried: if that
-        fails too, the settings are at fault and not the checkpoint.
+        Where there is room for one, the candidate goes first because it is the one in doubt, unless
+        the source's server is there already. A candidate that cannot be served still has the source
+        tried: if that fails too, the settings are at fault and not the checkpoint.
         """
-        candidate, health, detail = self._start("candidate", stage_dir, progress)
-        served = candidate.served() if candidate else None
-        ours = self._ask(candidate, prompts, progress) if candidate else []
-        source, source_health, source_detail = self._start("source", stage_dir, progress)
-        theirs = self._ask(source, prompts, progress) if source else []
+        asked: dict[str, Asked] = {}
+        if source_answers is not None:
+            asked["source"] = Asked.remembered(source_answers)
+        sides = [side for side in ("candidate", "source") if side not in asked]
+        sides.sort(key=lambda side: side not in self._servers)
+        for side in sides:
+            self.begin(side, stage_dir)
+        for side in sides:
+            asked[side] = self._ask(side, prompts, stage_dir, progress)
+        candidate, source = asked["candidate"], asked["source"]
+        healthy = candidate.health is source.health is Health.OK
         return {
             "engine": "vllm",
-            "served_name": served["id"] if served else "",
+            "served_name": candidate.served_name,
             "expected_name": "candidate",
-            "health": health,
-            "health_detail": detail,
-            "source_health": source_health,
-            "source_health_detail": source_detail,
+            "health": candidate.health,
+            "health_detail": candidate.detail,
+            "source_health": source.health,
+            "source_health_detail": source.detail,
             "prompts": [
                 {"prompt": prompt, "candidate": answer, "source": reference}
-                for prompt, answer, reference in zip(prompts, ours, theirs, strict=False)
-            ],
+                for prompt, answer, reference in zip(
+                    prompts, candidate.answers, source.answers, strict=True
+                )
+            ]
+            if healthy
+            else [],
         }
 
-    def _ask(
-        self, server: VllmServer, prompts: Sequence[str], progress: Progress
-    ) -> list[dict[str, Any]]:
+    def _ask(self, side: str, prompts: Sequence[str], stage_dir: Path, progress: Progress) -> Asked:
+        server, health, detail = self._start(side, stage_dir, progress)
+        if server is None:
+            return Asked(health, detail)
         answers = []
         for number, prompt in enumerate(prompts):
-            progress(number, len(prompts), f"canary: {server.served_name}")
+            progress(number, len(prompts), f"canary: {side}")
             answers.append(server.complete(prompt, CANARY_MAX_TOKENS))
-        return answers
+        if any(answer["error"] for answer in answers) and server.leaves(LEAVES_WITHIN_S):
+            status = server.exit_status() or 0
+            ended = f"the server ended with {describe_status(status)} during the canary"
+            self._refuse_want_of_memory(side, server, ended)
+            if status > SIGNALLED:  # killed from outside: no answer, and not the checkpoint's fault
+                return Asked(Health.KILLED, f"{ended}; its log is {server.log}")
+        described = server.description or {}
+        return Asked(health, detail, described.get("id", ""), answers)
 
     def backend(self, side: str, stage_dir: Path, progress: Progress) -> dict[str, Any]:
-        """Serve ``side`` unless its server is still warm, and say how to reach it."""
-        server = self._ready(side, stage_dir, progress)
+        """Serve ``side`` unless its server is still warm, and say how to reach it.
+
+        Raises:
+            Failure: of the class ``UNSERVED`` when it does not become healthy, or OUT_OF_MEMORY.
+        """
+        server, health, detail = self._start(side, stage_dir, progress)
+        if server is None:
+            raise Failure(UNSERVED[side], f"the {side} cannot be served ({health}): {detail}")
         return {
             "backend": "endpoint",
             "base_url": server.base_url,
@@ -335,68 +437,89 @@ class VllmSession:
 
     def secrets(self, side: str) -> Mapping[str, str]:
         """Return the server's key in the variable that lm-eval reads."""
-        return {"OPENAI_API_KEY": self._servers[side].api_key}
+        return {"OPENAI_API_KEY": self._server(side).api_key}
 
     def check(self, side: str) -> None:
-        """Raise Failure when the server of ``side`` has died."""
-        status = self._servers[side].exit_status()
+        """Raise Failure when the server of ``side`` has died, or has been silent for too long."""
+        server = self._server(side)
+        status = server.exit_status()
         if status is not None:
+            ended = f"the server of the {side} ended with {describe_status(status)}"
+            self._refuse_want_of_memory(side, server, ended)
             raise Failure(
                 UNSERVED[side],
-                f"the server of the {side} ended with {describe_status(status)} during the "
-                f"evaluation; its log is {self._servers[side].log}\n"
-                f"{tail(self._servers[side].log)}",
+                f"{ended} while it was needed; its log is {server.log}\n{tail(server.log)}",
+            )
+        if server.silent_s() >= self._silence_s:
+            raise Failure(
+                UNSERVED[side],
+                f"the server of the {side} runs but has not said that it is well for "
+                f"{self._silence_s:.0f} s and counts as hung; read its log {server.log}, or raise "
+                f"watchdog.server_s if it only was busy\n{tail(server.log)}",
             )
 
     def settings(self, side: str) -> Mapping[str, Any]:
         """Return the settings of the server of ``side``, as asked for and as it says itself."""
-        server = self._servers[side]
-        served = server.served() or {}
+        server = self._server(side)
+        described = server.description or {}
         return {
             "engine": "vllm",
             **server.settings.document(),
-            "served_max_model_len": served.get("max_model_len"),
+            "served_max_model_len": described.get("max_model_len"),
         }
 
     def log(self, side: str) -> Path | None:
         """Return the log of the server of ``side``; it starts with the server."""
-        return self._servers[side].log
+        return self._server(side).log
+
+    def begin(self, side: str, stage_dir: Path) -> None:
+        """Start the server of ``side`` without waiting, where there is room for one more."""
+        with self._lock:
+            if side not in self._servers and len(self._servers) < self._capacity:
+                self._launch(side, stage_dir)
+
+    @property
+    def holds_both(self) -> bool:
+        """True when there is room for two servers."""
+        return self._capacity > 1
+
+    def discard(self, side: str) -> None:
+        """Stop the server of ``side`` if there is one; the next use starts another."""
+        with self._lock:
+            self._stop(side)
+
+    def narrow(self) -> None:
+        """From now on, have one server at a time; the next use of a side stops the other's."""
+        self._capacity = 1
 
     def close(self) -> None:
-        """End every server."""
-        for server in self._servers.values():
-            server.stop()
-        self._servers.clear()
+        """End every server, and start none any more."""
+        with self._lock:
+            self._closed = True
+            for side in list(self._servers):
+                self._stop(side)
 
-    def _ready(self, side: str, stage_dir: Path, progress: Progress) -> VllmServer:
-        """Return a healthy server for ``side``, warm if there is one.
-
-        Raises:
-            Failure: of the class ``UNSERVED`` when it does not become healthy.
-        """
-        warm = self._servers.get(side)
-        if warm and warm.is_healthy():
-            return warm
-        server, health, detail = self._start(side, stage_dir, progress)
+    def _server(self, side: str) -> VllmServer:
+        server = self._servers.get(side)
         if server is None:
-            raise Failure(UNSERVED[side], f"the {side} cannot be served ({health}): {detail}")
+            raise Failure(
+                FailureClass.INFRA_TRANSIENT,
+                f"the server of the {side} was stopped, to make room or because the release is "
+                "ending; start the stage again",
+            )
         return server
 
     def _start(
         self, side: str, stage_dir: Path, progress: Progress
     ) -> tuple[VllmServer | None, Health, str]:
-        self._make_room(side)
+        """Return a healthy server of ``side``, warm or begun if there is one, or why there is none.
+
+        Raises:
+            Failure: OUT_OF_MEMORY when that is what ended it.
+        """
+        self._discard_unhealthy(side)
         for _ in range(PORT_ATTEMPTS):
-            server = VllmServer(
-                self._interpreter,
-                self._settings,
-                checkpoint=self._sides.path(side),
-                served_name=side,
-                environ=self._environ,
-                log=stage_dir / f"server-{side}.log",
-                port=self._port or free_port(),
-            )
-            self._servers[side] = server
+            server = self._begun_or_new(side, stage_dir)
             health, detail = server.wait_healthy(
                 self._health_timeout_s,
                 lambda waited: progress(
@@ -405,13 +528,83 @@ class VllmSession:
             )
             if health is Health.OK:
                 return server, health, detail
-            self._servers.pop(side).stop()
+            self.discard(side)
+            self._refuse_want_of_memory(side, server, f"the {side} cannot be served: {detail}")
             if health is not Health.PORT_TAKEN or self._port:
                 break
         return None, health, detail
 
-    def _make_room(self, side: str) -> None:
-        if stale := self._servers.pop(side, None):
-            stale.stop()
-        while len(self._servers) >= self._capacity:
-            self._servers.pop(next(iter(self._servers))).stop()
+    def _discard_unhealthy(self, side: str) -> None:
+        """Stop a server that was well once and is not any more; one that still loads may go on."""
+        server = self._servers.get(side)
+        if server and server.description is not None and not server.is_healthy():
+            self.discard(side)
+
+    def _begun_or_new(self, side: str, stage_dir: Path) -> VllmServer:
+        with self._lock:
+            others = [each for each in self._servers if each != side]
+            for other in others[: len(others) + 1 - self._capacity]:
+                self._stop(other)
+            if side not in self._servers:
+                self._launch(side, stage_dir)
+            return self._servers[side]
+
+    def _launch(self, side: str, stage_dir: Path) -> None:
+        """Start a server; the lock is held."""
+        if self._closed:
+            raise Failure(
+                FailureClass.INFRA_TRANSIENT,
+                f"the {side} is not served any more: the release is ending; resume it",
+            )
+        stage_dir.mkdir(parents=True, exist_ok=True)
+        log = next_log(stage_dir, side)
+        self._note("server_started", side=side, log=log)
+        self._servers[side] = VllmServer(
+            self._interpreter,
+            self._settings,
+            checkpoint=self._sides.path(side),
+            served_name=side,
+            environ=self._environ,
+            log=log,
+            port=self._port or free_port(),
+        )
+
+    def _stop(self, side: str) -> None:
+        """Stop a server and wait for its end; the lock is held."""
+        if server := self._servers.pop(side, None):
+            server.stop()
+            self._note("server_stopped", side=side)
+
+    def _refuse_want_of_memory(self, side: str, server: VllmServer, what: str) -> None:
+        """Raise Failure when a server that has ended did so for want of memory."""
+        if server.exit_status() is not None and server.ran_out_of_memory():
+            raise Failure(
+                FailureClass.OUT_OF_MEMORY,
+                f"{what}; {self._settings.device} memory ran out for the {side}: free some, or "
+                f"lower engine.max_model_len or engine.cpu_kv_cache_gib; its log is {server.log}\n"
+                f"{tail(server.log)}",
+            )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How a side's server started, and what it answered; empty where it did not."""
+
+    health: Health
+    detail: str
+    served_name: str = ""
+    answers: Sequence[Mapping[str, Any]] = ()
+
+    @classmethod
+    def remembered(cls, answers: Sequence[Mapping[str, Any]]) -> Asked:
+        """Stand for a server that gave these answers earlier, under the same settings."""
+        return cls(Health.OK, REMEMBERED, answers=answers)
+
+
+def next_log(stage_dir: Path, side: str) -> Path:
+    """Return a log that no server has written yet: ``server-source.log``, ``server-source-2.log``.
+
+    A log is one server's: another one's start in it would look like a server that fell over.
+    """
+    names = chain([f"server-{side}.log"], (f"server-{side}-{n}.log" for n in count(2)))
+    return next(path for name in names if not (path := stage_dir / name).exists())

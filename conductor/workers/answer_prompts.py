@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from protocol import Progress, run
+from pulse import Pulse
 
 
 def answer(model: Any, tokenizer: Any, prompt: str, max_tokens: int) -> dict[str, Any]:
@@ -44,6 +45,7 @@ def answer(model: Any, tokenizer: Any, prompt: str, max_tokens: int) -> dict[str
 
 def answer_all(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """Answer every prompt with every checkpoint; a checkpoint that does not load says why."""
+    progress = Pulse(progress)
     progress(0, 0, "loading transformers")
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -5,6 +5,9 @@ own directory when it holds every task (0.06 s instead of 7 to 8 s), and progres
 The files are lm-eval's own: ``results_*.json`` and one ``samples_*.jsonl`` per task, whose rows
 also hold why each answer ended and its length in tokens. Beside them lie ``planned.json`` (what was
 to be asked, written before anything is), ``completion_tokens.json`` and ``harness_facts.json``.
+
+Answers are kept as they come in (``request_cache``), and one that is there is not asked for again:
+the results are those of an evaluation that ran through.
 """
 
 from __future__ import annotations
@@ -13,13 +16,19 @@ import json
 import os
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from protocol import Progress, WorkerFailure, run, write_json
+from pulse import Pulse
+from request_cache import Answer, RequestCache
 
 REPORT_EVERY_S = 1.0
+ATTEMPTS = 3  # of each request, by lm-eval
+# What no answer depends on: another value of these lets the answers kept so far stand.
+WITHOUT_INFLUENCE = ("base_url", "output_dir", "request_cache", "concurrency", "timeout_s")
 # What stands for an answer of null, which lm-eval would otherwise score as an empty text.
 NULL_ANSWER = os.environ["LMEVAL_MODEL_NONE_ANSWER_PLACEHOLDER"]
 BOOTSTRAP_DRAWS = 1000  # for metrics that are no means; standard errors of means are exact
@@ -54,19 +63,6 @@ def report_progress_bars(progress: Progress) -> None:
     except ImportError:  # the environment for endpoints has no torch
         return
     huggingface.tqdm = reporting(tqdm.tqdm)
-
-
-class Answer(str):
-    """What a model wrote, and why it ended: ``stop``, ``length``, or what the server says."""
-
-    finish_reason: str | None = None
-
-    @classmethod
-    def of(cls, text: str, finish_reason: str | None) -> Answer:
-        """Return the text with the reason beside it."""
-        answer = cls(text)
-        answer.finish_reason = finish_reason
-        return answer
 
 
 def keep_finish_reasons() -> None:
@@ -119,7 +115,7 @@ def model_arguments(request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
                 "tokenizer_backend": "huggingface",
                 "tokenized_requests": True,
                 "num_concurrent": request["concurrency"],
-                "max_retries": 3,
+                "max_retries": ATTEMPTS,
                 "timeout": request["timeout_s"],
                 "max_length": request["max_length"],
                 "seed": request["seed"] + request["repeat"],
@@ -134,6 +130,90 @@ def model_arguments(request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
             }
         case other:
             raise WorkerFailure("USER_CONFIG_ERROR", f"unknown evaluation backend {other!r}")
+
+
+def keep_answers(request: dict[str, Any]) -> RequestCache | None:
+    """Have every answer kept in the request's cache, and taken from it where it is there.
+
+    In process, likelihoods depend in their last bits on what else is in a batch, and sampled
+    answers on all that were drawn before them: batches are kept whole, sampled answers not at all.
+    """
+    if request["request_cache"] is None:
+        return None
+    from lm_eval import __version__
+    from lm_eval.api.model import hash_args
+
+    in_process = request["backend"] == "in_process"
+
+    def key(kind: str, args: Iterable[Any]) -> str | None:
+        options = [each for each in args if isinstance(each, dict)]
+        if in_process and any(is_sampled(each) for each in options):
+            return None
+        name: str = hash_args(kind, args)
+        return name
+
+    made_for = {name: value for name, value in request.items() if name not in WITHOUT_INFLUENCE}
+    cache = RequestCache(
+        Path(request["request_cache"]),
+        {**made_for, "lm_eval": __version__},
+        key,
+        by_batch=in_process,
+    )
+    if in_process:
+        from lm_eval.models.huggingface import HFLM
+
+        for step in ("_model_call", "_model_generate"):
+            flush_before(HFLM, step, cache)
+        cache.remember(HFLM)
+    else:
+        from lm_eval.models.openai_completions import LocalCompletionsAPI
+
+        cache.remember(LocalCompletionsAPI)
+    return cache
+
+
+def is_sampled(options: Mapping[str, Any]) -> bool:
+    """Tell whether answers with these options are drawn by lot, as lm-eval reads them."""
+    sampled = options.get("do_sample")
+    return float(options.get("temperature") or 0) > 0 if sampled is None else bool(sampled)
+
+
+def flush_before(model_class: Any, step: str, cache: RequestCache) -> None:
+    """Write down the answers of one batch before the next one is begun."""
+    begin = getattr(model_class, step)
+
+    def flush_and_begin(model: Any, *args: Any, **kwargs: Any) -> Any:
+        cache.flush()
+        return begin(model, *args, **kwargs)
+
+    setattr(model_class, step, flush_and_begin)
+
+
+@contextmanager
+def refusals_explained(request: Mapping[str, Any]) -> Iterator[None]:
+    """Say how an endpoint turned away the last attempt at a request: its status, or no answer."""
+    import aiohttp
+    import requests
+
+    # lm-eval asks with either library, depending on the concurrency.
+    try:
+        yield
+    except (TimeoutError, requests.Timeout) as error:
+        raise WorkerFailure(
+            "INFRA_TRANSIENT",
+            f"the endpoint left a request without an answer for {request['timeout_s']} s, "
+            f"{ATTEMPTS} times in a row; read the server's log, and raise "
+            "evaluation.request_timeout_s if answers take that long",
+        ) from error
+    except (aiohttp.ClientResponseError, requests.HTTPError) as error:
+        status = getattr(error, "status", None) or getattr(error.response, "status_code", 0)
+        if status != 429 and status < 500:
+            raise
+        raise WorkerFailure(
+            "INFRA_TRANSIENT",
+            f"the endpoint answered a request with HTTP {status}, {ATTEMPTS} times in a row; read "
+            "the server's log, and lower evaluation.concurrency if it has too much to do",
+        ) from error
 
 
 def load_tasks(manager: Any, shots: dict[str, int | None]) -> dict[str, Any]:
@@ -279,6 +359,7 @@ def count_overflows(
 def evaluate(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
     """Run the suite and save results, samples and facts about them under ``output_dir``."""
     started = time.monotonic()
+    progress = Pulse(progress)
     progress(0, 0, "loading lm-eval")
     from lm_eval import __version__, simple_evaluate
     from lm_eval.loggers import EvaluationTracker
@@ -287,6 +368,7 @@ def evaluate(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
 
     report_progress_bars(progress)
     keep_finish_reasons()
+    cache = keep_answers(request)
     include_path = request["include_path"]
     if include_path:
         os.chdir(include_path)  # task files name their data relative to their own directory
@@ -301,6 +383,7 @@ def evaluate(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
             f"lm-eval {__version__} has no task {', '.join(missing)}; correct the suite's task "
             "names or point its include_path at the task files",
         )
+    progress(0, 0, "loading the tasks")
     tasks = load_tasks(manager, request["tasks"])
     planned = plan_questions(tasks, request)
     output = Path(request["output_dir"])
@@ -309,24 +392,27 @@ def evaluate(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
     tracker = EvaluationTracker(output_path=request["output_dir"])
     model, arguments = model_arguments(request)
     arguments = {name: value for name, value in arguments.items() if value is not None}
-    results = simple_evaluate(
-        model=model,
-        model_args=arguments,
-        tasks=list(tasks.values()),
-        batch_size=request["batch_size"],
-        device=request["device"],
-        samples=parts_to_ask(planned),
-        apply_chat_template=request["apply_chat_template"],
-        gen_kwargs=request["generation"],
-        task_manager=manager,
-        evaluation_tracker=tracker,
-        log_samples=True,
-        bootstrap_iters=BOOTSTRAP_DRAWS,
-        random_seed=request["seed"],
-        numpy_random_seed=request["seed"],
-        torch_random_seed=request["seed"] + request["repeat"],
-        fewshot_random_seed=request["seed"],
-    )
+    progress(0, 0, "preparing the questions")
+    with refusals_explained(request):
+        results = simple_evaluate(
+            model=model,
+            model_args=arguments,
+            tasks=list(tasks.values()),
+            batch_size=request["batch_size"],
+            device=request["device"],
+            samples=parts_to_ask(planned),
+            apply_chat_template=request["apply_chat_template"],
+            gen_kwargs=request["generation"],
+            task_manager=manager,
+            evaluation_tracker=tracker,
+            log_samples=True,
+            bootstrap_iters=BOOTSTRAP_DRAWS,
+            random_seed=request["seed"],
+            numpy_random_seed=request["seed"],
+            torch_random_seed=request["seed"] + request["repeat"],
+            fewshot_random_seed=request["seed"],
+        )
+    progress(0, 0, "writing the results")
     samples = results.pop("samples")
     tokenizer = AutoTokenizer.from_pretrained(request["tokenizer"])
     lengths = complete_rows(samples, tasks, planned, tokenizer)
@@ -337,6 +423,7 @@ def evaluate(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
     return {
         "results_dir": request["output_dir"],
         "sizes": {name: plan["size"] for name, plan in planned.items()},
+        "answers_kept": cache.taken if cache else 0,
         "lm_eval_version": __version__,
         "seconds": time.monotonic() - started,
     }
