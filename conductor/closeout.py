@@ -20,7 +20,7 @@ from conductor.files import write_json
 from conductor.journal import Journal, timestamp
 from conductor.preconditions import environments_needed
 from conductor.release_state import Plan, Release
-from conductor.report import write_report
+from conductor.report import write_record, write_report
 from conductor.stage_files import STAGE_GATES
 from conductor.tracking import Tracking, TrackingStatus, log_release
 from gates import FailureClass
@@ -32,17 +32,20 @@ SCHEMA_VERSION = 1
 def close_out(release: Release, progress: Progress) -> dict[str, Any]:
     """Decide, write the report, log to the tracking server; return the report document.
 
-    The report is written before tracking is tried, and again with the run IDs. A failure to write
-    it does not cost a decision, unless that is ACCEPT: publishing needs the evidence on disk.
+    The record is written before tracking is tried, and the report, with the run IDs, by whoever
+    sends it; where nobody does, here. A failure to write it does not cost a decision, unless that is
+    ACCEPT: publishing needs the evidence on disk.
     """
     progress(0, 0, "deciding")
     document = report_document(release)
     run_dir = release.journal.run_dir
     try:
         write_json(run_dir / "env.json", environment_document(release))
-        write_report(document, run_dir)
-        document["tracking"] = _track(release, document, progress).document()
-        write_report(document, run_dir)
+        write_record(document, run_dir)
+        tracking = _track(release, document, progress)
+        document["tracking"] = tracking.document()
+        if tracking.status is not TrackingStatus.LOGGED:
+            write_report(document, run_dir)
     except Exception as error:
         _note_unwritten(document, error)
     return document
@@ -71,12 +74,16 @@ def _track(release: Release, document: dict[str, Any], progress: Progress) -> Tr
     if release.config.dry_run:
         return Tracking(status=TrackingStatus.DISABLED, uri=None, detail="a dry run is not logged")
     progress(0, 0, "logging to MLflow")
-    return log_release(
+    journal = release.journal
+    journal.record("tracking_started")
+    tracking = log_release(
         document,
-        release.journal.run_dir,
+        journal.run_dir,
         workspace=release.config.workspace,
         environ=release.world.environ,
     )
+    journal.record("tracking_finished", status=tracking.status)
+    return tracking
 
 
 def report_document(release: Release) -> dict[str, Any]:

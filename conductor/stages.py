@@ -146,13 +146,22 @@ def check_machine(config: Config, row: Row, world: World) -> None:
         check_environment(world.environments, name)
 
 
-def find_source(choice: Choice, config: Config, *, revision: str | None) -> Plan:
-    """Return the plan with its source; ``revision`` is the commit that an earlier part had.
+def find_source(
+    choice: Choice,
+    config: Config,
+    *,
+    revision: str | None,
+    find: Callable[[str, str | None], Model] = resolve_model,
+) -> Plan:
+    """Return the plan with its source, downloaded if need be.
+
+    ``revision`` is the commit that an earlier part of the release had; ``find`` may be
+    ``look_up_model``, which downloads nothing.
 
     Raises:
         Failure: the model is none, or cannot be had.
     """
-    model = resolve_model(config.model, revision)
+    model = find(config.model, revision)
     check_source(model)
     return Plan(
         model=model,

@@ -6,7 +6,7 @@ in ``tracking-result.json``. The child keeps mlflow, its environment variables a
 ``tracking.log``) out of the conductor, is ended when a server hangs, and ends with the conductor.
 
 Invariants:
-- The pending file exists until a server has everything; the same command sends it later.
+- The pending file exists until a server has everything; ``day0 sync`` sends it later.
 - Sending again changes nothing: runs are found by the tag ``day0.run_id``, and values that a run
   already has are not logged again.
 - User names, passwords and queries in a tracking URI reach the child's environment and no file.
@@ -21,6 +21,7 @@ import contextlib
 import logging
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -35,10 +36,12 @@ from urllib.parse import quote, unquote, urlsplit
 from filelock import FileLock, Timeout
 
 from conductor.executors.environ import LOOPBACK_HOSTS
-from conductor.executors.local import POLL_S, SupervisedProcess, describe_status
-from conductor.files import read_json, write_json, write_text
+from conductor.executors.local import POLL_S, Note, SupervisedProcess, describe_status, ignore
+from conductor.failure import Failure
+from conductor.files import read_json, write_bytes, write_json, write_text
 from conductor.report import validated, write_report
 from conductor.report.wording import Document, split_reason
+from conductor.run_lock import hold
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -47,6 +50,8 @@ if TYPE_CHECKING:
 PENDING = "tracking-pending.json"
 RESULT = "tracking-result.json"
 LOG = "tracking.log"
+RECORD = "tracking.process.json"
+SENDER = "conductor.tracking"
 REPORT_FILES = ("report.json", "report.md", "report.html")
 EXPERIMENT = "day0"
 LIMIT_S = 60.0
@@ -161,12 +166,14 @@ def log_release(
     workspace: Path,
     environ: Mapping[str, str],
     limit_s: float = LIMIT_S,
+    note: Note = ignore,
 ) -> Tracking:
     """Log a release to ``MLFLOW_TRACKING_URI``, or to ``<workspace>/mlflow.db`` without it.
 
     The report is in ``run_dir`` already; when all is logged, it holds the run IDs and equals the
     attached one. Whatever goes wrong, the answer is a ``Tracking`` with the status ``unavailable``,
-    and the plan stays in ``<run_dir>/tracking-pending.json``.
+    and the plan stays in ``<run_dir>/tracking-pending.json``. ``note`` is told when the sender is
+    started and when it has ended.
 
     Raises:
         ReportError: ``document`` is not a report document.
@@ -176,17 +183,103 @@ def log_release(
     uri = tracking_uri(environ, workspace)
     try:
         write_json(pending, asdict(plan))
+    except OSError as error:
+        return _not_taken(pending, uri, str(error))
+    sender = {"tool": SENDER, "directory": run_dir}
+    note("tool_started", **sender)
+    tracking = _send_bounded(pending, uri=uri, environ=environ, limit_s=limit_s)
+    note("tool_finished", **sender, status=tracking.status.value)
+    return tracking
+
+
+@dataclass(frozen=True, kw_only=True)
+class Synced:
+    """What became of what one release could not log when it ended."""
+
+    run_id: str
+    tracking: Tracking
+
+    @property
+    def logged(self) -> bool:
+        """True when the store has all of it now."""
+        return self.tracking.status is TrackingStatus.LOGGED
+
+    @property
+    def words(self) -> str:
+        """What became of it, as one line for people."""
+        if self.logged:
+            return f"{self.run_id}: logged at {self.tracking.uri} as run {self.tracking.run_id}"
+        return f"{self.run_id}: not sent: {self.tracking.detail}"
+
+
+def sync_runs(
+    run_dirs: Iterable[Path], *, environ: Mapping[str, str], limit_s: float = LIMIT_S
+) -> list[Synced]:
+    """Send what releases could not log when they ended; those without such a thing are left out.
+
+    Each takes at most ``limit_s`` seconds. A store that leaves one waiting for so long would leave
+    the others waiting as well, so they are kept for another time.
+    """
+    outcomes: list[Synced] = []
+    hangs = False
+    for run_dir in run_dirs:
+        if not (run_dir / PENDING).exists():
+            continue
+        started = time.monotonic()
+        if hangs:
+            detail = "not tried, because the store did not answer in time before"
+            tracking = Tracking(status=TrackingStatus.PENDING, uri=None, detail=detail)
+        else:
+            tracking = _sync(run_dir, environ=environ, limit_s=limit_s)
+        hangs = hangs or time.monotonic() - started >= limit_s
+        outcomes.append(Synced(run_id=run_dir.name, tracking=tracking))
+    return outcomes
+
+
+def _sync(run_dir: Path, *, environ: Mapping[str, str], limit_s: float) -> Tracking:
+    """Send what one release left, unless a conductor works on it, which sends it itself."""
+    pending = (run_dir / PENDING).resolve()
+    try:
+        plan = _read_plan(pending)
+        with hold(run_dir):
+            uri = tracking_uri(environ, Path(plan.workspace))
+            return _send_bounded(pending, uri=uri, environ=environ, limit_s=limit_s)
+    except (Failure, OSError, ValueError) as error:
+        return Tracking(status=TrackingStatus.UNAVAILABLE, uri=None, detail=str(error))
+
+
+def _send_bounded(
+    pending: Path, *, uri: str, environ: Mapping[str, str], limit_s: float
+) -> Tracking:
+    """Send a pending file within ``limit_s`` seconds and say what became of it."""
+    try:
         answer = _send_in_child(pending, uri=uri, environ=environ, limit_s=limit_s)
     except OSError as error:
-        answer = {"status": TrackingStatus.UNAVAILABLE, "detail": str(error)}
+        return _not_taken(pending, uri, str(error))
     if answer["status"] == TrackingStatus.LOGGED:
         return Tracking(**{**answer, "status": TrackingStatus.LOGGED})
+    return _not_taken(pending, uri, answer["detail"])
+
+
+def _not_taken(pending: Path, uri: str, problem: str) -> Tracking:
+    shown = without_credentials(uri)
     detail = (
-        f"MLflow at {without_credentials(uri)} did not take the release: "
-        f"{answer['detail']}. What it would have logged is kept; send it with: "
-        f"python -m conductor.tracking {pending}"
+        f"MLflow at {shown} did not take the release: {problem}. What it would have logged is "
+        f"kept; send it with: day0 sync {shlex.quote(str(pending.parent))}"
     )
-    return Tracking(status=TrackingStatus.UNAVAILABLE, uri=without_credentials(uri), detail=detail)
+    return Tracking(status=TrackingStatus.UNAVAILABLE, uri=shown, detail=detail)
+
+
+def _read_plan(pending: Path) -> TrackingPlan:
+    """Read a pending file.
+
+    Raises:
+        ValueError: it cannot be read, or holds no plan.
+    """
+    try:
+        return TrackingPlan.from_document(read_json(pending))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{pending}: not a pending record of a release: {error}") from None
 
 
 def plan_release(document: Document, *, workspace: Path) -> TrackingPlan:
@@ -258,8 +351,9 @@ def send(plan: TrackingPlan, run_dir: Path, *, uri: str, experiment: str) -> Tra
         write_report(report, Path(directory))
         for name in REPORT_FILES:
             client.log_artifact(parent_id, str(Path(directory) / name))
-    _end(client, parent, plan.release)
-    write_report(report, run_dir)
+        _end(client, parent, plan.release)
+        for name in REPORT_FILES:
+            write_bytes(run_dir / name, (Path(directory) / name).read_bytes())
     return tracking
 
 
@@ -275,9 +369,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     pending = Path(arguments[0])
     try:
-        plan = TrackingPlan.from_document(read_json(pending))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        sys.stderr.write(f"{pending}: not a pending record of a release: {error}\n")
+        plan = _read_plan(pending)
+    except ValueError as error:
+        sys.stderr.write(f"{error}\n")
         return 2
     uri = tracking_uri(os.environ, Path(plan.workspace))
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
@@ -456,10 +550,11 @@ def _send_in_child(
     path = os.pathsep.join(filter(None, (package_root, environ.get("PYTHONPATH"))))
     deadline = time.monotonic() + limit_s
     with SupervisedProcess(
-        [sys.executable, "-P", "-m", "conductor.tracking", str(pending)],
+        [sys.executable, "-P", "-m", SENDER, str(pending)],
         environ={**environ, "PYTHONPATH": path},
         log=log,
         grace_s=GRACE_S,
+        record=pending.with_name(RECORD),
     ) as child:
         while (status := child.poll()) is None and time.monotonic() < deadline:
             time.sleep(POLL_S)

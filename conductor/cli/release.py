@@ -372,6 +372,7 @@ def _print_plan(
     """Print what a release would do, and end; ``then`` is how one in ``run_dir`` began."""
     from conductor.digests import Digests
     from conductor.journal import read_history
+    from conductor.models import look_up_model
     from conductor.release import damaged_outputs, look_back
     from conductor.release_plan import Past, look_into_cache, plan_document, plan_report
     from conductor.stages import choose_tools, find_source
@@ -379,7 +380,8 @@ def _print_plan(
     world, _ = _world_and_tools(config)
     digests = Digests(None)
     if then is None:
-        past, plan = None, find_source(choose_tools(config, world), config, revision=None)
+        choice = choose_tools(config, world)
+        past, plan = None, find_source(choice, config, revision=None, find=look_up_model)
     else:
         history = read_history(run_dir)
         plan, _, changes = look_back(run_dir, history, then, config, world, digests)

@@ -39,7 +39,7 @@ from conductor.probes.servability import QuantizedLinear, Target, lint, lint_eve
 from conductor.probes.sizes import Census, bits_per_weight
 from gates.criteria import Recipe
 
-__all__ = ["ProbeError", "probe_checkpoint", "probe_headers"]
+__all__ = ["ProbeError", "predict_bytes", "probe_checkpoint", "probe_headers"]
 
 CONFIG = "config.json"
 
@@ -69,6 +69,22 @@ def probe_headers(checkpoint: Path, source: Path, recipe: Recipe) -> dict[str, A
     """
     with without_collector():
         return _examine(checkpoint, source, recipe).summary
+
+
+def predict_bytes(source: Path, recipe: Recipe) -> list[int]:
+    """Return the least and the most bytes of what ``recipe`` makes of ``source``: no export needed.
+
+    Raises:
+        ProbeError: the source's weights are not whole, or its configuration cannot be read.
+    """
+    with without_collector():
+        weights, config = read_whole(source), read_object(source / CONFIG, COPY_AGAIN)
+        contents = Contents(weights.tensors)
+        layouts = find_format(source, config, weights.tensors).layouts
+        matrices = Matrices(source, contents, config, layouts)
+        tied = _is_tied(config)
+        matches = match_modules(contents, contents, Names(config), matrices, tied=tied)
+        return Census(matches).expected_bytes(recipe, tied=tied)
 
 
 def probe_checkpoint(

@@ -41,10 +41,20 @@ def write_report(document: Document, run_dir: Path) -> None:
         ReportError: the document breaks ``gates/schemas/report.json``; nothing is written.
         OSError: a file cannot be written; each file is then the earlier one or the new one, whole.
     """
-    document = validated(document)
-    write_json(run_dir / "report.json", document)
+    document = write_record(document, run_dir)
     write_text(run_dir / "report.md", render_markdown(document))
     write_text(run_dir / "report.html", render_html(document))
+
+
+def write_record(document: Document, run_dir: Path) -> dict[str, Any]:
+    """Validate ``document``, write report.json alone, and return what was written.
+
+    Raises:
+        ReportError, OSError: as :func:`write_report`.
+    """
+    document = validated(document)
+    write_json(run_dir / "report.json", document)
+    return document
 
 
 def read_report(run_dir: Path) -> dict[str, Any] | None:
