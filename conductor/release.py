@@ -29,7 +29,7 @@ from conductor.executors.processes import end_leftovers
 from conductor.failure import Failure
 from conductor.files import read_json, write_json, write_text
 from conductor.history import History
-from conductor.inputs import Change, Scalar, collect, differences
+from conductor.inputs import Change, Scalar, collect, differences, flatten
 from conductor.journal import Clock, Journal, read_history
 from conductor.models import check_disk
 from conductor.noise_floor import say_noise_floor
@@ -428,9 +428,7 @@ def look_back(
         Failure: the request cannot work any more.
         OSError: a file that the release depends on cannot be read.
     """
-    recorded: Mapping[str, Scalar] = {
-        f"config.{name}": value for name, (value, _) in then.origins.items()
-    }
+    recorded = flatten({name: value for name, (value, _) in then.origins.items()}, "config.")
     setup = history.stages[Stage.SETUP]
     if setup.state is State.DONE:
         with suppress(OSError, ValueError):

@@ -12,7 +12,7 @@ import pytest
 from conductor import closeout
 from conductor.chain import Stage, State
 from conductor.compatibility import TABLE
-from conductor.config import load_config
+from conductor.config import load_config, load_recorded
 from conductor.environments.builder import Environments
 from conductor.failure import Failure
 from conductor.models import resolve_model
@@ -108,26 +108,54 @@ def evaluation(suite: Suite) -> Evaluation:
     )
 
 
+Conduct = Callable[..., Conductor]
+
+
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
-    """Run a release whose stages pass, but for those given; tracking is answered by a fake."""
+def conduct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Conduct:
+    """Make a conductor whose stages pass, but for those given; tracking is answered by a fake."""
     answer = Tracking(status=TrackingStatus.UNAVAILABLE, uri=None, detail="a fake for this test")
     monkeypatch.setattr(closeout, "log_release", lambda *args, **kwargs: answer)
 
-    def run_with(changed: dict[Stage, StageFunction], **options: Any) -> dict[str, Any]:
+    def make(
+        changed: dict[Stage, StageFunction], sleep: Callable[[float], None] = lambda seconds: None
+    ) -> Conductor:
         machine = probe_machine()
-        conductor = Conductor(
+        return Conductor(
             world=World(environments=Environments(tmp_path), environ={}, machine=machine),
             clock=lambda: datetime.now(UTC),
-            sleep=lambda seconds: None,
+            sleep=sleep,
             observer=SilentObserver(),
             stage_functions={s: stage_that_passes(s) for s in STAGE_FUNCTIONS} | changed,
         )
+
+    return make
+
+
+@pytest.fixture
+def run(conduct: Conduct, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Run a release whose stages pass, but for those given."""
+
+    def run_with(changed: dict[Stage, StageFunction], **options: Any) -> dict[str, Any]:
         wanted = {"model": "demo", "recipe": "int8", "overlap": "never", **options}
-        config = load_config(None, wanted)
-        return conductor.run(config, tmp_path / "run")
+        return conduct(changed).run(load_config(None, wanted), tmp_path / "run")
 
     return run_with
+
+
+@pytest.fixture
+def resume(conduct: Conduct, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Go on with the release of ``run``."""
+
+    def resume_with(changed: dict[Stage, StageFunction]) -> dict[str, Any]:
+        then, now = load_recorded(tmp_path / "run" / "config.resolved.yaml", None, {})
+        return conduct(changed).resume(tmp_path / "run", then, now)
+
+    return resume_with
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing of ours catches it."""
 
 
 def raising(error: BaseException, times: int = 99) -> StageFunction:
@@ -209,6 +237,112 @@ def test_a_stop_is_written_down_and_passed_on(
         run({Stage.DEPLOY: raising(KeyboardInterrupt())})
     events = (tmp_path / "run" / "events.jsonl").read_text()
     assert "release_stopped" in events.splitlines()[-1]
+
+
+def counting(stage: Stage, calls: list[Stage]) -> StageFunction:
+    def run(release: Release, progress: Any) -> dict[str, Verdict]:
+        if not release.replaying:
+            calls.append(stage)
+        return stage_that_passes(stage)(release, progress)
+
+    return run
+
+
+@pytest.mark.parametrize("killed_at", list(STAGE_FUNCTIONS))
+def test_a_release_killed_in_any_stage_goes_on_there(
+    run: Callable[..., dict[str, Any]], resume: Callable[..., dict[str, Any]], killed_at: Stage
+) -> None:
+    calls: list[Stage] = []
+    counted = {stage: counting(stage, calls) for stage in STAGE_FUNCTIONS}
+    with pytest.raises(Killed):
+        run(counted | {killed_at: raising(Killed())})
+    document = resume(counted)
+    assert document["decision"] == "ACCEPT", document["reasons"]
+    assert calls == list(STAGE_FUNCTIONS)
+    stages = {stage["name"]: stage for stage in document["stages"]}
+    assert stages[killed_at]["attempts"] == 1
+    assert stages[killed_at]["interruptions"] == 1
+
+
+def test_a_kill_between_two_attempts_leaves_the_retries_that_there_were(
+    conduct: Conduct, resume: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    def killing(seconds: float) -> None:
+        raise Killed
+
+    broken = {Stage.PTQ: raising(Failure(FailureClass.INFRA_TRANSIENT, "no"))}
+    config = load_config(None, {"model": "demo", "recipe": "int8", "overlap": "never"})
+    with pytest.raises(Killed):
+        conduct(broken, killing).run(config, tmp_path / "run")
+    document = resume(broken)
+    assert (document["decision"], document["exit_code"]) == (None, 5)
+    stages = {stage["name"]: stage for stage in document["stages"]}
+    assert (stages["ptq"]["attempts"], stages["ptq"]["state"]) == (2, "failed")
+    assert len(document["reasons"]) == 1
+
+
+def test_an_aborted_release_is_tried_again_and_its_failure_forgotten(
+    run: Callable[..., dict[str, Any]], resume: Callable[..., dict[str, Any]]
+) -> None:
+    full = Failure(FailureClass.SYSTEMIC, "the disk is full")
+    assert run({Stage.DEPLOY: raising(full)})["exit_code"] == 5
+    document = resume({})
+    assert (document["decision"], document["exit_code"]) == ("ACCEPT", 0), document["reasons"]
+    assert any("the disk is full" in each for each in document["deviations"])
+
+
+def test_a_verdict_that_ended_the_chain_still_does_after_a_kill(
+    run: Callable[..., dict[str, Any]],
+    resume: Callable[..., dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    too_large = {Stage.PTQ: failing("ptq", FailureClass.SIZE_NOT_REDUCED)}
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("conductor.release.close_out", lambda *_: (_ for _ in ()).throw(Killed()))
+        run(too_large)
+    document = resume(too_large)
+    assert (document["decision"], document["exit_code"]) == ("INFEASIBLE", 4)
+    assert [stage["attempts"] for stage in document["stages"]][:2] == [1, 1]
+
+
+WAITS: list[Any] = [
+    pytest.param({}, 1, id="the-table"),
+    pytest.param({"retry.limit": 0}, 0, id="none"),
+    pytest.param({"retry.limit": 4}, 4, id="more"),
+]
+
+
+@pytest.mark.parametrize(("options", "retries"), WAITS)
+def test_retries_wait_longer_each_time_and_stay_within_their_limits(
+    conduct: Conduct, tmp_path: Path, options: dict[str, Any], retries: int
+) -> None:
+    waits: list[float] = []
+    broken = {Stage.PTQ: raising(Failure(FailureClass.INFRA_TRANSIENT, "no"))}
+    limits = {"retry.first_wait_s": 10.0, "retry.longest_wait_s": 50.0}
+    wanted = {"model": "demo", "recipe": "int8", "overlap": "never", **limits, **options}
+    conduct(broken, waits.append).run(load_config(None, wanted), tmp_path / "run")
+    assert len(waits) == retries
+    for number, wait in enumerate(waits):
+        assert min(10 * 2**number, 50) <= wait <= min(10 * 2**number + 10, 50)
+
+
+def test_lack_of_memory_leaves_one_server_at_a_time(run: Callable[..., dict[str, Any]]) -> None:
+    narrowed: list[bool] = []
+
+    class Session:
+        def narrow(self) -> None:
+            narrowed.append(True)
+
+        def close(self) -> None: ...
+
+    def deploy(release: Release, progress: Any) -> dict[str, Verdict]:
+        if not narrowed:
+            release.session = Session()  # type: ignore[assignment]
+            raise Failure(FailureClass.OUT_OF_MEMORY, "no room")
+        return {"canary": verdict("canary")}
+
+    assert run({Stage.DEPLOY: deploy})["decision"] == "ACCEPT"
+    assert narrowed == [True]
 
 
 def test_a_report_that_cannot_be_written_costs_an_accept_and_no_other_decision(
