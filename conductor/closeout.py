@@ -74,16 +74,13 @@ def _track(release: Release, document: dict[str, Any], progress: Progress) -> Tr
     if release.config.dry_run:
         return Tracking(status=TrackingStatus.DISABLED, uri=None, detail="a dry run is not logged")
     progress(0, 0, "logging to MLflow")
-    journal = release.journal
-    journal.record("tracking_started")
-    tracking = log_release(
+    return log_release(
         document,
-        journal.run_dir,
+        release.journal.run_dir,
         workspace=release.config.workspace,
         environ=release.world.environ,
+        note=release.journal.record,
     )
-    journal.record("tracking_finished", status=tracking.status)
-    return tracking
 
 
 def report_document(release: Release) -> dict[str, Any]:

@@ -24,6 +24,7 @@ import report_documents
 from filelock import FileLock
 
 from conductor.report import write_report
+from conductor.run_lock import hold
 from conductor.tracking import (
     LOG,
     PENDING,
@@ -38,6 +39,7 @@ from conductor.tracking import (
     log_release,
     main,
     plan_release,
+    sync_runs,
     tracking_uri,
     without_credentials,
 )
@@ -416,7 +418,15 @@ def test_local_store_holds_the_release_once(
     copies.mkdir()
     monkeypatch.chdir(elsewhere)
     place = Place(tmp_path / "a workspace", "accept")
-    first = place.log()
+    noted: list[str] = []
+    first = log_release(
+        place.document,
+        place.run_dir,
+        workspace=place.workspace,
+        environ=place.environ(),
+        note=lambda event, **facts: noted.append(f"{event} {facts.get('status', '')}".strip()),
+    )
+    assert noted == ["tool_started", "tool_finished logged"]
     assert first.status is TrackingStatus.LOGGED, first.detail
     assert first.uri == f"sqlite:///{place.workspace}/mlflow.db"
     assert not place.pending.exists()
@@ -573,7 +583,7 @@ def test_silent_server_costs_seconds_and_keeps_the_record(
     assert tracking.run_id is None
     assert tracking.uri == f"http://{address}"
     assert address in tracking.detail
-    assert str(place.pending) in tracking.detail
+    assert tracking.detail.endswith(f"send it with: day0 sync {place.run_dir}")
     for secret in ("alice", "pass%40word", "pass@word"):
         for path in place.run_dir.iterdir():
             assert secret not in path.read_text("utf-8"), path
@@ -582,17 +592,12 @@ def test_silent_server_costs_seconds_and_keeps_the_record(
     assert "'***'" in log
     assert f"unavailable at http://{address}: " in log
 
-    later = subprocess.run(
-        [sys.executable, "-m", "conductor.tracking", str(place.pending)],
-        cwd=Path(__file__).parents[1],
-        env=place.environ(),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    (synced,) = sync_runs([place.run_dir], environ=place.environ())
+    sent = synced.tracking
+    assert synced.logged
+    assert synced.words == f"{place.run_dir.name}: logged at {sent.uri} as run {sent.run_id}"
     left = json.loads((place.run_dir / RESULT).read_text("utf-8"))
-    sent = Tracking(**{**left, "status": TrackingStatus.LOGGED})
-    assert later.stdout == f"logged at {sent.uri} as run {sent.run_id}\n"
+    assert left == sent.document()
     assert not place.pending.exists()
     assert sent.uri is not None
     copies = tmp_path / "copies"
@@ -661,6 +666,67 @@ def test_result_of_an_earlier_try_is_not_taken_for_this_one(tmp_path: Path) -> N
     assert again.status is TrackingStatus.UNAVAILABLE
     assert "left no result (exit status 1)" in again.detail
     assert place.pending.exists()
+
+
+class TestSync:
+    def pending(self, workspace: Path, *run_ids: str) -> list[Place]:
+        places = [Place(workspace, "accept", run_id=run_id) for run_id in run_ids]
+        for place in places:
+            plan = plan_release(place.document, workspace=workspace)
+            place.pending.write_text(json.dumps(asdict(plan)), encoding="utf-8")
+        return places
+
+    def test_passes_over_a_run_with_nothing_to_send(self, tmp_path: Path) -> None:
+        (tmp_path / "run-1").mkdir()
+        assert sync_runs([tmp_path / "run-1", tmp_path / "absent"], environ={}) == []
+        assert list((tmp_path / "run-1").iterdir()) == [], "nothing was written"
+
+    def test_leaves_a_release_to_the_conductor_that_works_on_it(self, tmp_path: Path) -> None:
+        (place,) = self.pending(tmp_path, "busy")
+        with hold(place.run_dir):
+            (synced,) = sync_runs([place.run_dir], environ=place.environ())
+        assert synced.tracking.status is TrackingStatus.UNAVAILABLE
+        assert str(os.getpid()) in synced.words, "it says who holds it"
+        assert place.pending.exists()
+
+    @pytest.mark.parametrize("content", ["", "[]", '{"stages": [1]}'])
+    def test_names_a_file_that_is_no_plan(self, content: str, tmp_path: Path) -> None:
+        (tmp_path / PENDING).write_text(content, encoding="utf-8")
+        (synced,) = sync_runs([tmp_path], environ={})
+        assert f"not sent: {tmp_path / PENDING}: not a pending record" in synced.words
+
+    @pytest.mark.tools
+    def test_sends_every_release(
+        self, tmp_path: Path, client_for: Callable[[str], MlflowClient]
+    ) -> None:
+        places = self.pending(tmp_path, "first", "second")
+        bad = tmp_path / "runs" / "bad"
+        bad.mkdir()
+        (bad / PENDING).write_text("{}", encoding="utf-8")
+        runs = [places[0].run_dir, bad, places[1].run_dir]
+        synced = sync_runs(runs, environ=places[0].environ())
+        assert [one.logged for one in synced] == [True, False, True]
+        client = client_for(f"sqlite:///{tmp_path}/mlflow.db")
+        for place, one in zip(places, (synced[0], synced[2]), strict=True):
+            copies = tmp_path / f"copies-{place.run_dir.name}"
+            copies.mkdir()
+            check_record(client, place, one.tracking, copies)
+        assert sync_runs(runs[:1], environ=places[0].environ()) == []
+
+    @pytest.mark.tools
+    def test_store_that_hangs_costs_its_limit_once(self, tmp_path: Path) -> None:
+        places = self.pending(tmp_path, "first", "second", "third")
+        started = time.monotonic()
+        with fake_hanging_server() as address:
+            synced = sync_runs(
+                [place.run_dir for place in places],
+                environ=places[0].environ(MLFLOW_TRACKING_URI=f"http://{address}"),
+                limit_s=2,
+            )
+        assert time.monotonic() - started < 10
+        assert "not done within 2 s" in synced[0].words
+        assert ["not tried" in one.words for one in synced] == [False, True, True]
+        assert all(place.pending.exists() for place in places)
 
 
 @pytest.fixture(scope="module")
