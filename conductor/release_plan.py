@@ -29,7 +29,7 @@ from conductor.probes.checkpoint import ProbeError, predict_bytes
 from conductor.probes.machine import free_disk_bytes
 from conductor.release_state import Plan
 from conductor.repair import attempt_dir
-from conductor.stages import DISK_RESERVE_BYTES, first_batch_of
+from conductor.stages import DISK_RESERVE_BYTES, first_batch_of, quantize_request
 from conductor.world import World
 
 if TYPE_CHECKING:
@@ -410,13 +410,8 @@ def _commands(
 def _quantizing(
     step: Step, config: Config, plan: Plan, world: World, run_dir: Path
 ) -> dict[str, Any]:
-    request = {
-        **plan.quantize_request,
-        "model_path": str(plan.model.path),
-        "output_dir": str(run_dir / "checkpoint"),
-        "device": world.machine.device,
-        "seed": config.seed,
-    }
+    checkpoint = run_dir / "checkpoint"
+    request = quantize_request(plan.quantize_request, plan.model, checkpoint, config.seed, world)
     offline = request["calibration"]["dataset"] is None
     return _worker(
         step,

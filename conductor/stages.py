@@ -217,6 +217,19 @@ def run_ptq(release: Release, progress: Progress) -> dict[str, Verdict]:
     return {"ptq": judge_checkpoint(summary, plan.recipe)}
 
 
+def quantize_request(
+    planned: Mapping[str, Any], model: Model, checkpoint: Path, seed: int, world: World
+) -> dict[str, Any]:
+    """Complete what ``quantizers.plan`` planned by what only the release knows."""
+    return {
+        **planned,
+        "model_path": str(model.path),
+        "output_dir": str(checkpoint),
+        "device": world.machine.device,
+        "seed": seed,
+    }
+
+
 def quantize(
     quantizer: Quantizer,
     planned: Mapping[str, Any],
@@ -229,13 +242,7 @@ def quantize(
     progress: Progress,
 ) -> dict[str, Any]:
     """Let ``quantizer`` write ``checkpoint`` as ``quantizers.plan`` has it; return its result."""
-    request = {
-        **planned,
-        "model_path": str(model.path),
-        "output_dir": str(checkpoint),
-        "device": world.machine.device,
-        "seed": config.seed,
-    }
+    request = quantize_request(planned, model, checkpoint, config.seed, world)
     if kept := kept_result(stage_dir, request):
         return kept
     shutil.rmtree(checkpoint, ignore_errors=True)
