@@ -43,6 +43,7 @@ from conductor.stages import (
     INPUTS,
     STAGE_FUNCTIONS,
     StageFunction,
+    check_machine,
     choose_tools,
     evaluate_source_ahead,
     find_source,
@@ -53,6 +54,9 @@ from conductor.world import World
 from gates import TRIAGE, FailureClass, Triage, Verdict
 
 CONFIG = "config.resolved.yaml"
+
+WITH_TOOLS = (Stage.PTQ, Stage.DEPLOY, Stage.BASELINE_EVAL, Stage.CANDIDATE_EVAL)
+"""The stages that need the machine; the others read files and count."""
 
 
 class Observer(Protocol):
@@ -151,6 +155,8 @@ class Conductor:
             )
             if changes and not accept_drift:
                 raise Failure(FailureClass.USER_CONFIG_ERROR, _say_drift(changes, journal))
+            if any(journal.states[stage] is not State.DONE for stage in WITH_TOOLS):
+                check_machine(now, release.resolved.row, self.world)
             self._take_up(release, changes, steps)
             return self._carry_on(release, steps)
 
@@ -171,16 +177,16 @@ class Conductor:
         journal.resume()
         if changes:
             journal.record("drift_accepted", changes=[asdict(change) for change in changes])
-        write_text(journal.run_dir / CONFIG, _yaml(release.config))
         if journal.outcome or steps.first is Stage.CLOSEOUT:
             journal.reopen("resumed")
-        if changes:
-            self._invalidate(release, Stage.SETUP, "what it depends on changed", only=True)
-            for stage in STAGES:
-                if any(stage in change.invalidates for change in changes):
-                    fields = [c.field for c in changes if stage in c.invalidates]
-                    self._invalidate(release, stage, f"changed: {', '.join(fields)}")
-                    break
+        void = [stage for stage in STAGES if any(stage in change.invalidates for change in changes)]
+        if void:
+            fields = [change.field for change in changes if void[0] in change.invalidates]
+            self._invalidate(release, void[0], f"changed: {', '.join(fields)}")
+        if changes and journal.stages[Stage.SETUP].state is not State.PENDING:
+            journal.invalidate(Stage.SETUP, "what it depends on changed")
+        # After what is void was taken back: what setup and this file say is how a change is known.
+        write_text(journal.run_dir / CONFIG, _yaml(release.config))
         if steps.first is not None:
             self._invalidate(release, steps.first, f"asked for with --from-step {steps.first}")
         self._check_outputs(release)
@@ -188,17 +194,16 @@ class Conductor:
             look_around(release)
             self.observer.stage_kept(Stage.SETUP)
 
-    def _invalidate(
-        self, release: Release, first: Stage, reason: str, *, only: bool = False
-    ) -> None:
-        """Take back a stage and all after it; what was asked for them is not answered again."""
+    def _invalidate(self, release: Release, first: Stage, reason: str) -> None:
+        """Take back a stage and all after it; what was asked for them is not answered again.
+
+        The last goes first: a kill in between leaves no stage done whose ground is gone.
+        """
         journal = release.journal
-        for stage in STAGES[STAGES.index(first) :]:
+        for stage in reversed(STAGES[STAGES.index(first) :]):
             if journal.stages[stage].state is not State.PENDING:
                 journal.invalidate(stage, reason)
                 forget_requests(journal.run_dir, stage)
-            if only:
-                return
 
     def _check_skipped(self, release: Release, first: Stage, changes: Sequence[Change]) -> None:
         """Refuse to skip a stage that is not done, or whose outputs no longer hold."""

@@ -13,8 +13,9 @@ from conductor import closeout
 from conductor.chain import Stage, State
 from conductor.compatibility import TABLE
 from conductor.config import load_config, load_recorded
-from conductor.environments.builder import Environments
+from conductor.environments.builder import Environments, Status
 from conductor.failure import Failure
+from conductor.journal import Journal
 from conductor.models import resolve_model
 from conductor.probes.lm_eval import EvaluationResults, TaskResult
 from conductor.probes.machine import probe_machine
@@ -108,6 +109,13 @@ def evaluation(suite: Suite) -> Evaluation:
     )
 
 
+class ReadyEnvironments(Environments):
+    """Environments that nobody built, and that no stage of these tests uses."""
+
+    def status(self, name: str) -> Status:
+        return Status.READY
+
+
 Conduct = Callable[..., Conductor]
 
 
@@ -122,7 +130,7 @@ def conduct(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Conduct:
     ) -> Conductor:
         machine = probe_machine()
         return Conductor(
-            world=World(environments=Environments(tmp_path), environ={}, machine=machine),
+            world=World(environments=ReadyEnvironments(tmp_path), environ={}, machine=machine),
             clock=lambda: datetime.now(UTC),
             sleep=sleep,
             observer=SilentObserver(),
@@ -289,6 +297,38 @@ def test_an_aborted_release_is_tried_again_and_its_failure_forgotten(
     document = resume({})
     assert (document["decision"], document["exit_code"]) == ("ACCEPT", 0), document["reasons"]
     assert any("the disk is full" in each for each in document["deviations"])
+
+
+@pytest.mark.parametrize("killed_at", range(1, 6))
+def test_a_kill_while_a_change_is_accepted_mixes_nothing(
+    run: Callable[..., dict[str, Any]],
+    conduct: Conduct,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    killed_at: int,
+) -> None:
+    def accept() -> dict[str, Any]:
+        recorded = tmp_path / "run" / "config.resolved.yaml"
+        then, now = load_recorded(recorded, None, {"seed": 1})
+        return conduct({}).resume(tmp_path / "run", then, now, accept_drift=True)
+
+    left = [killed_at]
+    invalidate = Journal.invalidate
+
+    def dying(journal: Journal, stage: Stage, reason: str) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise Killed
+        invalidate(journal, stage, reason)
+
+    run({Stage.COMPARE: raising(Failure(FailureClass.SYSTEMIC, "no"))})
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "invalidate", dying)
+        pytest.raises(Killed, accept)
+    document = accept()
+    assert (document["decision"], document["seed"]) == ("ACCEPT", 1)
+    attempts = {stage["name"]: stage["attempts"] for stage in document["stages"]}
+    assert attempts == dict.fromkeys(STAGE_FUNCTIONS, 2), attempts
 
 
 def test_a_verdict_that_ended_the_chain_still_does_after_a_kill(
