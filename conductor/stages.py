@@ -329,6 +329,9 @@ def run_baseline_eval(release: Release, progress: Progress) -> dict[str, Verdict
     batch = first_batch_of(release.config, release.plan.suite)
     if release.ahead is not None:
         release.ahead.wait(progress)
+        if release.ahead.problem:
+            release.remarks.append(f"evaluating the source ahead: {release.ahead.problem}")
+        release.ahead = None
     release.batches["source"] = []
     _ask(release, "source", batch, _round_dir(release, stage_dir, 1, "source"), progress)
     verdicts = {RUN_GATES["source"]: _judge_run(release, "source", stage_dir / "run-summary.json")}

@@ -7,6 +7,7 @@ real tools of this machine, or tried out on what they left behind once.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -47,29 +48,7 @@ class LocalTools:
         """Keep where the tools are."""
         self._world = world
         self._note = note
-
-    def run_worker(
-        self,
-        worker: Worker,
-        stage_dir: Path,
-        request: Mapping[str, Any],
-        *,
-        environ: Mapping[str, str],
-        progress: Progress,
-        still_useful: Callable[[], None] = lambda: None,
-        stall_s: float | None = None,
-    ) -> dict[str, Any]:
-        """Run a worker in its environment."""
-        return run_worker(
-            worker,
-            stage_dir,
-            request,
-            environ=environ,
-            progress=progress,
-            still_useful=still_useful,
-            stall_s=stall_s,
-            note=self._note,
-        )
+        self.run_worker = partial(run_worker, note=note)
 
     def open_session(
         self, engine: Engine, sides: Sides, config: Config, max_length: int | None
