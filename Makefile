@@ -5,10 +5,16 @@ BIN := .venv/bin
 WORKSPACE ?= day0-workspace
 RECIPE ?= int8
 
-.PHONY: demo test test-fast lint types docs environments clean
+.PHONY: demo plan smoke test test-fast lint types docs environments clean
 
 demo: .venv/.installed environments
 	$(BIN)/day0 release demo --recipe $(RECIPE) --workspace $(WORKSPACE)
+
+plan: .venv/.installed
+	$(BIN)/day0 release demo --recipe $(RECIPE) --workspace $(WORKSPACE) --plan-only
+
+smoke: .venv/.installed
+	$(BIN)/python tests/smoke.py
 
 test: .venv/.installed environments
 	$(BIN)/pytest

@@ -10,6 +10,7 @@ without starting anything. What was cut short goes on where it was.
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -177,8 +178,11 @@ class Conductor:
         journal.resume()
         if changes:
             journal.record("drift_accepted", changes=[asdict(change) for change in changes])
-        if journal.outcome or steps.first is Stage.CLOSEOUT:
+        decided = journal.outcome.get("decision") is not None
+        if steps.first is not None or (journal.outcome and not decided):
             journal.reopen("resumed")
+        elif journal.stages[Stage.CLOSEOUT].state is State.DONE:
+            journal.invalidate(Stage.CLOSEOUT, "it was cut short, or its report is not whole")
         void = [stage for stage in STAGES if any(stage in change.invalidates for change in changes)]
         if void:
             fields = [change.field for change in changes if void[0] in change.invalidates]
@@ -460,11 +464,23 @@ def damaged_outputs(
     return {stage: problems for stage, problems in found.items() if problems}
 
 
-def finished_report(run_dir: Path) -> dict[str, Any] | None:
-    """Return the report of a release that came to a decision, if it is still the whole report."""
+def finished_report(run_dir: Path, clock: Clock) -> dict[str, Any] | None:
+    """Return the report of a release that came to a decision, if it is still the whole report.
+
+    What a death in its last moments left behind is put in order.
+
+    Raises:
+        Failure: somebody works on the release, or its journal is damaged.
+    """
     decision = read_history(run_dir).outcome.get("decision")
     document = read_report(run_dir) if decision else None
-    return document if document and document["decision"] == decision else None
+    if document is None or document["decision"] != decision:
+        return None
+    if os.access(run_dir, os.W_OK):
+        with hold(run_dir):
+            end_leftovers(run_dir)
+            Journal.open(run_dir, clock=clock)
+    return document
 
 
 def _free_memory(release: Release) -> None:

@@ -298,7 +298,7 @@ def _go_on(
     from conductor.run_status import find_run
 
     run_dir = find_run(run, workspace_of(workspace))
-    if steps == Steps() and not plan_only and (document := finished_report(run_dir)):
+    if steps == Steps() and not plan_only and (document := finished_report(run_dir, _now)):
         _end(document, as_json)
     then, now = load_recorded(run_dir / CONFIG, config, options)
     if plan_only:
@@ -325,6 +325,10 @@ def _name(config: Config) -> str:
     return name_run(config.model, config.recipe, datetime.now(UTC), secrets.token_hex(2))
 
 
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
 def _resume_command(run_dir: Path) -> str:
     from conductor.run_status import resume_command
 
@@ -337,7 +341,7 @@ def _conductor(config: Config, shown: LiveDisplay | PlainDisplay) -> Conductor:
     world, open_tools = _world_and_tools(config)
     return Conductor(
         world=world,
-        clock=lambda: datetime.now(UTC),
+        clock=_now,
         sleep=time.sleep,
         observer=shown,
         open_tools=open_tools,
