@@ -33,8 +33,8 @@ def close_out(release: Release, progress: Progress) -> dict[str, Any]:
     """Decide, write the report, log to the tracking server; return the report document.
 
     The record is written before tracking is tried, and the report, with the run IDs, by whoever
-    sends it; where nobody does, here. A failure to write it does not cost a decision, unless that is
-    ACCEPT: publishing needs the evidence on disk.
+    sends it; where nobody does, here. A failure to write it does not cost a decision, unless that
+    is ACCEPT: publishing needs the evidence on disk.
     """
     progress(0, 0, "deciding")
     document = report_document(release)
@@ -376,7 +376,7 @@ def _departures_in_course(release: Release) -> list[str]:
         )
     found += [f"not established: {sentence}" for sentence in history.unknown]
     source = release.evaluations.get("source")
-    if source and source.recalled_from:
+    if source and source.recalled_from not in (None, release.journal.run_id):
         found.append(f"the source's evaluation is that of run {source.recalled_from}")
     if (plan := release.resolved) and plan.model.remark:
         found.append(plan.model.remark)

@@ -10,7 +10,8 @@ again, so that a release that was stopped goes on, and one that is resumed knows
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ from conductor.rounds import (
     next_batch,
     repeats_of,
 )
+from conductor.stage_files import forget_requests
 from conductor.suites import Suite, check_perplexities, load_suite
 from conductor.tools import Tools
 from gates import FailureClass, Recipe, Verdict
@@ -329,16 +331,22 @@ def run_baseline_eval(release: Release, progress: Progress) -> dict[str, Verdict
     batch = first_batch_of(release.config, release.plan.suite)
     if release.ahead is not None:
         release.ahead.wait(progress)
-        if release.ahead.problem:
-            release.remarks.append(f"evaluating the source ahead: {release.ahead.problem}")
+        if problem := release.ahead.problem:
+            what = str(problem).partition("\n")[0]  # the log's last lines follow
+            release.remarks.append(f"evaluating the source ahead: {what}")
         release.ahead = None
-    release.batches["source"] = []
-    _ask(release, "source", batch, _round_dir(release, stage_dir, 1, "source"), progress)
-    verdicts = {RUN_GATES["source"]: _judge_run(release, "source", stage_dir / "run-summary.json")}
-    if release.plan.suite.references:
-        verdicts["external"] = _judge_references(release)
-    if release.config.noise_floor and all(verdict.passed for verdict in verdicts.values()):
-        release.noise_floor = _measure_noise(release, batch, stage_dir / "noise-floor", progress)
+    with _asking(release, Stage.BASELINE_EVAL):
+        release.batches["source"] = []
+        _ask(release, "source", batch, _round_dir(release, stage_dir, 1, "source"), progress)
+        verdicts = {
+            RUN_GATES["source"]: _judge_run(release, "source", stage_dir / "run-summary.json")
+        }
+        if release.plan.suite.references:
+            verdicts["external"] = _judge_references(release)
+        if release.config.noise_floor and all(verdict.passed for verdict in verdicts.values()):
+            release.noise_floor = _measure_noise(
+                release, batch, stage_dir / "noise-floor", progress
+            )
     return verdicts
 
 
@@ -353,21 +361,43 @@ def run_candidate_eval(release: Release, progress: Progress) -> dict[str, Verdic
     number = 1
     sides = ["candidate"]
     verdicts: dict[str, Verdict] = {}
-    while batch is not None:
-        for side in sides:
-            where = _round_dir(release, stage_dir, number, side)
-            _ask(release, side, batch, where, progress)
-            summary = "run-summary.json" if side == "candidate" else f"run-summary-{side}.json"
-            verdicts[RUN_GATES[side]] = _judge_run(release, side, stage_dir / summary)
-        if not release.config.until_decided or not all(v.passed for v in verdicts.values()):
-            break
-        batch = _look(release, number, batch)
-        number += 1
-        # Where only one server has room, the side that is up goes first.
-        sides = ["source", "candidate"] if sides[-1] == "source" else ["candidate", "source"]
+    with _asking(release, Stage.CANDIDATE_EVAL):
+        while batch is not None:
+            for side in sides:
+                where = _round_dir(release, stage_dir, number, side)
+                _ask(release, side, batch, where, progress)
+                summary = "run-summary.json" if side == "candidate" else f"run-summary-{side}.json"
+                verdicts[RUN_GATES[side]] = _judge_run(release, side, stage_dir / summary)
+            if not release.config.until_decided or not all(v.passed for v in verdicts.values()):
+                break
+            batch = _look(release, number, batch)
+            number += 1
+            # Where only one server has room, the side that is up goes first.
+            sides = ["source", "candidate"] if sides[-1] == "source" else ["candidate", "source"]
     if len(release.batches["source"]) > 1 and release.plan.suite.references:
         verdicts["external"] = _judge_references(release)
     return verdicts
+
+
+@contextmanager
+def _asking(release: Release, stage: Stage) -> Iterator[None]:
+    """Begin an attempt at a stage that asks, and drop the answers kept for it once they served.
+
+    They outlive an attempt that the world cut short, and none whose samples were lost. What earlier
+    attempts asked of the source is not remembered: no gate may have passed it.
+    """
+    journal = release.journal
+    tried = journal.stage_dir(stage)
+    release.source_inquiries = [
+        each for each in release.source_inquiries if not each.directory.is_relative_to(tried)
+    ]
+    try:
+        yield
+    except Failure as failure:
+        if failure.failure_class is FailureClass.SAMPLE_ACCOUNTING_FAILED:
+            forget_requests(journal.run_dir, stage)
+        raise
+    forget_requests(journal.run_dir, stage)
 
 
 def first_batch_of(config: Config, suite: Suite) -> Batch:
@@ -434,11 +464,11 @@ def _evaluate(
     )
     if side == "source":
         remembered.recall(release, inquiry)
-        release.source_inquiries.append(inquiry)
     evaluation = evaluate(
         inquiry, release.open_engine, release.tools, release.world, progress, still_wanted
     )
-    shutil.rmtree(inquiry.request_cache, ignore_errors=True)
+    if side == "source":
+        release.source_inquiries.append(inquiry)
     return evaluation
 
 

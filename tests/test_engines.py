@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -36,8 +37,11 @@ STAND_IN = """
     with (checkpoint / "starts").open("a") as starts:
         starts.write(f"{os.getpid()}\\n")
     print("INFO:     Started server process [1]", flush=True)
+    (Path(os.environ["VLLM_RPC_BASE_PATH"]) / "socket").touch()
     if "loads" in behaviour:
         time.sleep(0.6)
+    if "killed" in behaviour:
+        os.kill(os.getpid(), signal.SIGKILL)
     if "refuses" in behaviour:
         sys.exit("ValueError: this checkpoint is not for me")
     if "exhausts" in behaviour:
@@ -64,6 +68,8 @@ STAND_IN = """
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             if "falls" in behaviour:
                 os.kill(os.getpid(), signal.SIGKILL)
+            if "hangs" in behaviour:
+                time.sleep(60)
             logprobs = {"tokens": ["a", "b"], "token_logprobs": [-0.1, -0.2]}
             choice = {"text": "ab", "logprobs": logprobs, "finish_reason": "stop"}
             self.answer({"choices": [choice]})
@@ -134,6 +140,9 @@ class Servers:
 def servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Servers]:
     script = tmp_path / "stand_in.py"
     script.write_text(textwrap.dedent(STAND_IN))
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
 
     def command(
         interpreter: Path, settings: Any, *, checkpoint: Path, served_name: str, port: int
@@ -149,6 +158,7 @@ def servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Servers
         session.close()
     assert not found.live("source") + found.live("candidate")
     assert not found.records()
+    assert not list(temporary.iterdir())
 
 
 def quiet(done: int, total: int, doing: str) -> None:
@@ -224,6 +234,27 @@ def test_a_candidate_that_fails_is_told_from_the_world(
     assert (evidence["health"], evidence["source_health"]) == (health, Health.OK)
     assert evidence["prompts"] == []
     assert evaluate_canary(evidence).failure_class == failure_class
+
+
+@pytest.mark.parametrize(
+    ("side", "behaviour", "words", "failure_class"),
+    [
+        ("candidate", "hangs", "watchdog.server_s", "DEPLOYMENT_HEALTH_FAILED"),
+        ("source", "hangs", "watchdog.server_s", "INFRA_TRANSIENT"),
+        ("source", "falls", "SIGKILL", "INFRA_TRANSIENT"),
+        ("source", "loads killed", "SIGKILL", "INFRA_TRANSIENT"),
+    ],
+)
+def test_a_server_that_the_world_takes_during_the_canary_is_tried_again(
+    servers: Servers, side: str, behaviour: str, words: str, failure_class: str
+) -> None:
+    servers.behave(side, behaviour)
+    session = servers.session(silence_s=0.5)
+    with pytest.raises(Failure, match=words) as caught:
+        canary(servers, session)
+    assert caught.value.failure_class == failure_class
+    servers.behave(side, "")
+    assert evaluate_canary(canary(servers, session)).passed
 
 
 def test_want_of_memory_is_no_fault_of_the_checkpoint(servers: Servers) -> None:

@@ -340,12 +340,14 @@ def test_an_evaluation_in_process_that_was_killed_comes_out_the_same(tmp_path: P
 
 
 REFUSING = """
-    import http.server, sys, time
+    import http.server, os, sys, time
     class Refuse(http.server.BaseHTTPRequestHandler):
         def do_POST(self):
             self.rfile.read(int(self.headers["content-length"]))
             if sys.argv[1] == "silence":
                 time.sleep(60)
+            if sys.argv[1] == "death":
+                os._exit(1)
             self.send_error(int(sys.argv[1]))
         def log_message(self, *_): pass
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refuse)
@@ -361,6 +363,8 @@ REFUSING = """
         ("429", 4, "HTTP 429"),
         ("503", 1, "HTTP 503"),
         ("silence", 4, "without an answer for 1 s"),
+        ("death", 4, "took no request"),
+        ("death", 1, "took no request"),
     ],
 )
 def test_refusals_say_what_was_refused(

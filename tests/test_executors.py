@@ -53,7 +53,7 @@ def lives(member: psutil.Process) -> bool:
         return False
 
 
-def start_family(directory: Path, ending: str) -> SupervisedProcess:
+def start_family(directory: Path, ending: str, temporary: Path | None = None) -> SupervisedProcess:
     script = directory / "family.py"
     script.write_text(textwrap.dedent(FAMILY.format(ending=ending)))
     return SupervisedProcess(
@@ -62,6 +62,7 @@ def start_family(directory: Path, ending: str) -> SupervisedProcess:
         log=directory / "log",
         cwd=directory,
         grace_s=1.0,
+        temporary=temporary,
     )
 
 
@@ -75,6 +76,30 @@ def test_stop_ends_the_whole_family(tmp_path: Path) -> None:
         family = family_of(process, tmp_path)
         assert len(family) == 3
     assert not any(member.is_running() for member in family)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        pytest.param(lambda process: process.stop(), id="stopped"),
+        pytest.param(lambda process: local.end_at_once(), id="at-once"),
+        pytest.param(lambda process: os.kill(process.pid, signal.SIGKILL), id="supervisor-killed"),
+        pytest.param(lambda process: process._process.stdin.close(), id="conductor-killed"),
+    ],
+)
+def test_temporary_files_end_with_the_family(
+    tmp_path: Path, end: Callable[[SupervisedProcess], None]
+) -> None:
+    place = tmp_path / "temporary"
+    place.mkdir()
+    (place / "socket").touch()
+    process = start_family(tmp_path, "time.sleep(600)", place)
+    family_of(process, tmp_path)
+    end(process)
+    # Without a look of ours: where the conductor was killed, nobody looks.
+    assert eventually(lambda: not place.exists() or process.poll() is not None)
+    assert eventually(lambda: process.poll() is not None)
+    assert not place.exists()
 
 
 def test_family_ends_when_the_command_exits(tmp_path: Path) -> None:

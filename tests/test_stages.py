@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,12 +13,14 @@ from typing import Any
 import pytest
 
 from conductor import stages
+from conductor.ahead import Ahead
 from conductor.chain import Stage
 from conductor.closeout import report_document
 from conductor.compatibility import TABLE
 from conductor.config import load_config
 from conductor.digests import Digests
 from conductor.environments.builder import Environments
+from conductor.evaluation import Inquiry
 from conductor.failure import Failure
 from conductor.journal import Journal
 from conductor.models import resolve_model
@@ -273,6 +276,108 @@ def test_a_second_attempt_begins_with_the_first_round(
     assert questions(made, "source") == before
     assert made.path == path
     assert harness.asked[-1][1].startswith("stages/candidate_eval/attempt-2/round-")
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        pytest.param(Failure(FailureClass.INFRA_TRANSIENT, "its worker crashed"), id="no-answers"),
+        pytest.param("lost", id="answers-that-its-gate-refused"),
+    ],
+)
+def test_only_what_passed_its_gate_is_remembered(
+    release: Callable[..., Release], monkeypatch: pytest.MonkeyPatch, first: Failure | str
+) -> None:
+    """Fakes: the harness, whose first answers are none or incomplete, and the cache."""
+    made, harness, kept = release(), Harness(same), []
+    scores = {task: {number: [1] for number in range(SIZE)} for task in ("a", "b")}
+
+    def evaluate(*_: Any) -> Evaluation:
+        if isinstance(first, Failure) and made.journal.stages[Stage.BASELINE_EVAL].attempts == 1:
+            raise first
+        answers = harness.evaluation("source", scores)
+        if made.journal.stages[Stage.BASELINE_EVAL].attempts == 1:
+            answers.summary["tasks"]["a"]["scored_samples"] = 12
+        return answers
+
+    monkeypatch.setattr(stages, "evaluate", evaluate)
+    monkeypatch.setattr(stages.remembered, "recall", lambda *_: None)
+    monkeypatch.setattr(stages.remembered, "keep", lambda _, inquiries: kept.extend(inquiries))
+    with suppress(Failure):
+        assert not stages.run_baseline_eval(made, lambda *_: None)["baseline_run"].passed
+    made.journal.start(Stage.BASELINE_EVAL)
+    assert stages.run_baseline_eval(made, lambda *_: None)["baseline_run"].passed
+    (inquiry,) = kept
+    assert inquiry.directory == made.journal.attempt_dir(Stage.BASELINE_EVAL)
+
+
+@pytest.mark.parametrize(
+    ("failure_class", "kept"),
+    [
+        pytest.param(FailureClass.INFRA_TRANSIENT, True, id="the-world-cut-it-short"),
+        pytest.param(FailureClass.SAMPLE_ACCOUNTING_FAILED, False, id="samples-were-lost"),
+        pytest.param(None, False, id="it-came-to-its-end"),
+    ],
+)
+def test_answers_are_kept_for_the_next_attempt_alone(
+    release: Callable[..., Release],
+    monkeypatch: pytest.MonkeyPatch,
+    failure_class: FailureClass | None,
+    kept: bool,
+) -> None:
+    harness, rounds = Harness(same), []
+
+    def evaluate(inquiry: Inquiry, *_: Any) -> Evaluation:
+        """Stand for the harness, which fails in the candidate's second round."""
+        inquiry.request_cache.mkdir(parents=True)
+        rounds.append(inquiry.batch)
+        if len(rounds) == 3 and failure_class:
+            raise Failure(failure_class, "in the second round")
+        return harness.evaluate(made, inquiry.side, inquiry.batch, inquiry.directory)
+
+    monkeypatch.setattr(stages, "evaluate", evaluate)
+    monkeypatch.setattr(stages, "merge", harness.merge)
+    monkeypatch.setattr(stages.remembered, "recall", lambda *_: None)
+    monkeypatch.setattr(stages.remembered, "keep", lambda *_: None)
+    made = release(until_decided=True)
+    with suppress(Failure):
+        stages.run_baseline_eval(made, lambda *_: None)
+        stages.run_candidate_eval(made, lambda *_: None)
+    assert not (made.journal.stage_dir(Stage.BASELINE_EVAL) / "requests").exists()
+    requests = made.journal.stage_dir(Stage.CANDIDATE_EVAL) / "requests"
+    assert sorted(each.name for each in requests.glob("*")) == (
+        ["round-1-candidate", "round-2-candidate"] if kept else []
+    )
+
+
+def test_what_went_wrong_ahead_is_said_in_a_line(
+    release: Callable[..., Release], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: Any) -> None:
+        raise Failure(FailureClass.INFRA_TRANSIENT, "its worker crashed\n    Traceback ...")
+
+    made = release()
+    made.ahead = Ahead(crash)
+    run(made, Harness(same), monkeypatch)
+    assert made.ahead is None
+    assert made.remarks == ["evaluating the source ahead: its worker crashed"]
+
+
+@pytest.mark.parametrize(
+    ("run_id", "said"),
+    [
+        pytest.param("another", ["the source's evaluation is that of run another"], id="another's"),
+        pytest.param("run", [], id="an-earlier-attempt-of-its-own"),
+    ],
+)
+def test_whose_evaluation_of_the_source_it_is_is_said(
+    release: Callable[..., Release], monkeypatch: pytest.MonkeyPatch, run_id: str, said: list[str]
+) -> None:
+    made = release()
+    run(made, Harness(same), monkeypatch)
+    source = made.evaluations["source"]
+    made.evaluations["source"] = replace(source, recalled_from=run_id)
+    assert [each for each in report_document(made)["deviations"] if "that of run" in each] == said
 
 
 def test_the_noise_floor_asks_the_source_the_same_again(

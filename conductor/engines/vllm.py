@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import chain, count
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
 from conductor.compatibility import Device
@@ -153,13 +154,20 @@ class VllmServer:
         self._look_at = self._started
         self._silent_since: float | None = None
         self._stopped = False
+        # Its processes talk over sockets, which vLLM never removes.
+        sockets = mkdtemp(prefix="day0-")
+        environ = {
+            **server_environ(on_path(environ, interpreter), settings, self.api_key),
+            "VLLM_RPC_BASE_PATH": sockets,
+        }
         self._process = SupervisedProcess(
             server_command(
                 interpreter, settings, checkpoint=checkpoint, served_name=served_name, port=port
             ),
-            environ=server_environ(on_path(environ, interpreter), settings, self.api_key),
+            environ=environ,
             log=log,
             record=log.with_name(f"{log.stem}{RECORD_SUFFIX}"),
+            temporary=Path(sockets),
         )
 
     def wait_healthy(
@@ -258,8 +266,12 @@ class VllmServer:
             return None
         return model
 
-    def complete(self, prompt: str, max_tokens: int, *, timeout_s: float = 120.0) -> dict[str, Any]:
-        """Return one greedy completion with a logprob per token, in the canary's answer form."""
+    def complete(self, prompt: str, max_tokens: int, timeout_s: float) -> dict[str, Any]:
+        """Return one greedy completion with a logprob per token, in the canary's answer form.
+
+        Raises:
+            TimeoutError: the server took the prompt and did not answer in time.
+        """
         import httpx
 
         body = {
@@ -273,6 +285,8 @@ class VllmServer:
         answer: dict[str, Any] = {"text": None, "tokens": [], "logprobs": [], "finish_reason": None}
         try:
             response = self._client.post("/v1/completions", json=body, timeout=timeout_s)
+        except httpx.TimeoutException as error:
+            raise TimeoutError(str(error)) from None
         except httpx.HTTPError as error:
             return answer | {"error": f"{type(error).__name__}: {error}"}
         if response.is_error:
@@ -408,17 +422,26 @@ class VllmSession:
     def _ask(self, side: str, prompts: Sequence[str], stage_dir: Path, progress: Progress) -> Asked:
         server, health, detail = self._start(side, stage_dir, progress)
         if server is None:
-            return Asked(health, detail)
+            return _lost(side, health, detail)
         answers = []
         for number, prompt in enumerate(prompts):
             progress(number, len(prompts), f"canary: {side}")
-            answers.append(server.complete(prompt, CANARY_MAX_TOKENS))
+            try:
+                answers.append(server.complete(prompt, CANARY_MAX_TOKENS, self._silence_s))
+            except TimeoutError:
+                self.discard(side)
+                raise Failure(
+                    UNSERVED[side],
+                    f"the server of the {side} left a prompt of the canary without an answer for "
+                    f"{self._silence_s:.0f} s and counts as hung; read its log {server.log}, or "
+                    f"raise watchdog.server_s if it only was busy\n{tail(server.log)}",
+                ) from None
         if any(answer["error"] for answer in answers) and server.leaves(LEAVES_WITHIN_S):
             status = server.exit_status() or 0
             ended = f"the server ended with {describe_status(status)} during the canary"
             self._refuse_want_of_memory(side, server, ended)
             if status > SIGNALLED:  # killed from outside: no answer, and not the checkpoint's fault
-                return Asked(Health.KILLED, f"{ended}; its log is {server.log}")
+                return _lost(side, Health.KILLED, f"{ended}; its log is {server.log}")
         described = server.description or {}
         return Asked(health, detail, described.get("id", ""), answers)
 
@@ -589,6 +612,17 @@ class VllmSession:
                 f"lower engine.max_model_len or engine.cpu_kv_cache_gib; its log is {server.log}\n"
                 f"{tail(server.log)}",
             )
+
+
+def _lost(side: str, health: Health, detail: str) -> Asked:
+    """Return how a server was lost.
+
+    Raises:
+        Failure: the source's was killed: nothing in settings or checkpoints explains that.
+    """
+    if side == "source" and health is Health.KILLED:
+        raise Failure(UNSERVED[side], f"the source cannot be served: {detail}")
+    return Asked(health, detail)
 
 
 @dataclass(frozen=True)

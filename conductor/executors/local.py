@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,6 +43,7 @@ FULL_DISK_BYTES = 8 * 2**20
 # Programs that retitle themselves (vLLM's engine does) write over the environment that the kernel
 # shows, and with it over our token, unless setproctitle is told to spare it.
 SPARED_ENVIRONMENT = {"SPT_NOENV": "1"}
+TEMPORARY = "DAY0_TEMPORARY"  # where the supervisor reads what to remove, should we be killed
 
 Progress = Callable[[int, int, str], None]
 Note = Callable[..., None]
@@ -63,11 +65,12 @@ class SupervisedProcess:
         cwd: Path | None = None,
         grace_s: float = GRACE_S,
         record: Path | None = None,
+        temporary: Path | None = None,
     ) -> None:
         """Start ``command`` with ``environ`` and a token; what it prints is appended to ``log``.
 
         ``record``, a path that ends in ``.process.json``, names the family on disk while it lives,
-        so that another conductor can end it.
+        so that another conductor can end it. ``temporary``, a directory, is removed when it ends.
 
         Raises:
             OSError: log or record cannot be written; nothing was started, or nothing of it lives.
@@ -75,6 +78,7 @@ class SupervisedProcess:
         self.log = log
         self._grace_s = grace_s
         self._record = record
+        self._temporary = temporary
         self._status: int | None = None
         self._out_of_memory = False
         self._memory_kills = processes.memory_kills()
@@ -89,7 +93,12 @@ class SupervisedProcess:
                     stdin=subprocess.PIPE,
                     stdout=stream,
                     stderr=subprocess.STDOUT,
-                    env={**environ, processes.MARK: self._family.token, **SPARED_ENVIRONMENT},
+                    env={
+                        **environ,
+                        **SPARED_ENVIRONMENT,
+                        processes.MARK: self._family.token,
+                        **({TEMPORARY: str(temporary)} if temporary else {}),
+                    },
                     cwd=cwd,
                     start_new_session=True,
                 )
@@ -156,9 +165,11 @@ class SupervisedProcess:
         self._forget(self._family.end(0)[1])
 
     def _forget(self, left: set[int]) -> None:
-        """Remove the record of a family of which nothing is left."""
+        """Remove record and temporary files of a family of which nothing is left."""
         if not left:
             _LIVE.discard(self)
+            if self._temporary:
+                shutil.rmtree(self._temporary, ignore_errors=True)
             if self._record:
                 with suppress(OSError):  # it may stay: it names nothing that lives
                     self._record.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ import contextlib
 import ctypes
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from collections.abc import Iterable
 import psutil
 
 PR_SET_CHILD_SUBREAPER = 36
+TEMPORARY = "DAY0_TEMPORARY"  # names a directory that ends with the family
 SIGNALLED = 128  # shells report death by signal N as 128 + N, and so does this process
 
 
@@ -36,10 +38,12 @@ def end_family(grace_s: float) -> None:
 
 
 def kill_family() -> None:
-    """Kill every descendant, also those born meanwhile."""
+    """Kill every descendant, also those born meanwhile; remove their temporary files."""
     while family := psutil.Process().children(recursive=True):
         _signal(family, signal.SIGKILL)
         psutil.wait_procs(family, timeout=1)
+    if temporary := os.environ.get(TEMPORARY):
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _signal(family: Iterable[psutil.Process], *numbers: signal.Signals) -> None:

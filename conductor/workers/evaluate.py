@@ -205,6 +205,12 @@ def refusals_explained(request: Mapping[str, Any]) -> Iterator[None]:
             f"{ATTEMPTS} times in a row; read the server's log, and raise "
             "evaluation.request_timeout_s if answers take that long",
         ) from error
+    except (aiohttp.ClientConnectionError, requests.ConnectionError) as error:
+        raise WorkerFailure(
+            "INFRA_TRANSIENT",
+            f"the endpoint took no request or broke off its answer, {ATTEMPTS} times in a row "
+            f"({error}); read the server's log",
+        ) from error
     except (aiohttp.ClientResponseError, requests.HTTPError) as error:
         status = getattr(error, "status", None) or getattr(error.response, "status_code", 0)
         if status != 429 and status < 500:
