@@ -211,6 +211,12 @@ def load_recorded(
     Raises:
         Failure: USER_CONFIG_ERROR when a file is malformed or missing.
     """
+    if not recorded.exists():
+        raise Failure(
+            FailureClass.USER_CONFIG_ERROR,
+            f"{recorded}: is not there, and nothing else says how the release was asked for; put "
+            "it back, or start a new release",
+        )
     document = read_yaml(recorded, schema="resolved_config", what="recorded configuration")
     then = {name: (entry["value"], entry["from"]) for name, entry in document.items()}
     validate(
@@ -224,9 +230,15 @@ def load_recorded(
         now |= _read_file(Path(file))
     now |= {name: entry for name, entry in then.items() if entry[1] == OPTION}
     now |= _read_options(options)
-    now["workspace"] = then.get("workspace", now["workspace"])
+    now["workspace"] = _workspace_of(recorded.parent) or then.get("workspace", now["workspace"])
     complete = {name: (value, DEFAULT) for name, value in DEFAULTS.items()} | then
     return _complete(complete, ()), _complete(now, ("model", "recipe"))
+
+
+def _workspace_of(run_dir: Path) -> tuple[str, str] | None:
+    """Return the workspace that a run lies in now, which may have been moved with all its runs."""
+    runs = run_dir.absolute().parent
+    return (str(runs.parent), OPTION) if runs.name == "runs" else None
 
 
 def _read_file(path: Path) -> dict[str, tuple[Any, str]]:

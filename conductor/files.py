@@ -60,9 +60,12 @@ def read_json(path: Path) -> Any:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is not UTF-8 JSON.
+        ValueError: it is not UTF-8 JSON, or nested deeper than anybody would.
     """
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{path}: nested too deeply") from None
 
 
 def read_regular(path: Path, most_bytes: int) -> bytes:

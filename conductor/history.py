@@ -16,9 +16,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import PurePosixPath
 from typing import Any
 
 from conductor.chain import STAGES, Stage, State
+from gates import Decision
 
 VERSION = 2
 
@@ -100,9 +102,10 @@ class StageRecord:
 class History:
     """The state of a release.
 
-    ``outcome`` holds ``decision`` and ``exit_code`` once there is one. ``sessions`` counts the
-    conductors that worked on it, ``worked_s`` their seconds. ``changes`` are the differences that a
-    person accepted, ``unknown`` says in sentences what could not be established.
+    ``outcome`` holds ``decision`` and ``exit_code`` once there is one, and the digest of the
+    ``report`` where it was recorded. ``sessions`` counts the conductors that worked on it,
+    ``worked_s`` their seconds. ``changes`` are the differences that a person accepted, ``unknown``
+    says in sentences what could not be established.
     ``elapsed_s`` and ``at_work`` belong to the session of the latest event: its clock, and the
     stages whose attempts go on in it.
     """
@@ -266,8 +269,8 @@ def _back_to_pending(history: History, stage: Stage, reason: str) -> None:
 
 def _drift_accepted(history: History, event: Event) -> None:
     changes = event.get("changes")
-    if not isinstance(changes, list) or not all(_is_flat(each) for each in changes):
-        raise EventError("changes: must be a list of mappings of fields to values")
+    if not isinstance(changes, list) or not all(_is_change(each) for each in changes):
+        raise EventError("changes: must be a list of field, was, now and invalidates")
     history.changes += changes
 
 
@@ -402,6 +405,9 @@ def _outputs(event: Event) -> dict[str, dict[str, Any]] | None:
 
 
 def _file_facts(path: str, facts: object) -> dict[str, Any]:
+    place = PurePosixPath(path)
+    if place.is_absolute() or ".." in place.parts or "\0" in path:
+        raise EventError(f"outputs.{path[:200]}: must be a path below the run directory")
     if isinstance(facts, dict):
         sha256, size = facts.get("sha256"), facts.get("bytes")
         if isinstance(sha256, str) and type(size) is int and size >= 0:
@@ -409,17 +415,21 @@ def _file_facts(path: str, facts: object) -> dict[str, Any]:
     raise EventError(f"outputs.{path[:200]}: must be a mapping with sha256 and bytes")
 
 
-def _is_flat(mapping: object) -> bool:
-    """Tell whether this maps names to scalars and lists of scalars."""
-    return isinstance(mapping, dict) and all(
-        all(isinstance(each, Scalar) for each in (value if isinstance(value, list) else [value]))
-        for value in mapping.values()
-    )
+def _is_change(value: object) -> bool:
+    """Tell whether this says of a field what it was and is, and which stages that makes void."""
+    if not isinstance(value, dict) or not {"was", "now"} <= value.keys():
+        return False
+    stages = value.get("invalidates")
+    names = [value.get("field"), *stages] if isinstance(stages, list) else [None]
+    return all(isinstance(each, str) for each in names)
 
 
 def _outcome(event: Event) -> dict[str, Any]:
-    decision = _text_or_none(event, "decision")
-    return {"decision": decision, "exit_code": _count_of(event, "exit_code", least=0)}
+    decision, report = (_text_or_none(event, name) for name in ("decision", "report"))
+    if decision not in (None, *Decision):
+        raise EventError(f"decision: {_short(decision)} is none; they are {', '.join(Decision)}")
+    outcome = {"decision": decision, "exit_code": _count_of(event, "exit_code", least=0)}
+    return outcome if report is None else outcome | {"report": report}
 
 
 def _elapsed(event: Event) -> float | None:

@@ -280,9 +280,9 @@ class Journal:
         """Record that a release that failed is to be tried again: failed stages, and closeout."""
         self.record("release_reopened", reason=reason)
 
-    def close(self, *, decision: str | None, exit_code: int) -> None:
-        """Record the decision (or that there is none) and end the journal."""
-        self.record("release_finished", decision=decision, exit_code=exit_code)
+    def close(self, *, decision: str | None, exit_code: int, report: str | None = None) -> None:
+        """Record the decision (or that there is none), with the digest of the report on it."""
+        self.record("release_finished", decision=decision, exit_code=exit_code, report=report)
 
     def record(self, event: str, **facts: Any) -> None:
         """Append one event, then replace the manifest; threads may record at the same time.

@@ -10,7 +10,6 @@ without starting anything. What was cut short goes on where it was.
 
 from __future__ import annotations
 
-import os
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -25,17 +24,17 @@ from conductor.ahead import Ahead, is_worthwhile
 from conductor.chain import EVERY_STEP, STAGES, Stage, State, Steps, next_stage
 from conductor.closeout import close_out
 from conductor.config import Config
-from conductor.digests import Digests
+from conductor.digests import Digests, document_digest
 from conductor.executors.processes import end_leftovers
 from conductor.failure import Failure
-from conductor.files import read_json, write_json, write_text
-from conductor.history import History
+from conductor.files import write_json, write_text
+from conductor.history import History, StageRecord
 from conductor.inputs import Change, Scalar, collect, differences, flatten
 from conductor.journal import Clock, Journal, read_history
 from conductor.models import check_disk
 from conductor.noise_floor import say_noise_floor
 from conductor.release_state import Plan, Release
-from conductor.repair import attempt_dir
+from conductor.repair import attempt_dir, read_object
 from conductor.report import read_report
 from conductor.run_lock import hold
 from conductor.stage_files import forget_requests, outputs_of
@@ -52,9 +51,11 @@ from conductor.stages import (
 )
 from conductor.tools import LocalTools, NothingStarts, Tools
 from conductor.world import World
-from gates import TRIAGE, FailureClass, Triage, Verdict
+from gates import TRIAGE, Action, FailureClass, Triage, Verdict
 
 CONFIG = "config.resolved.yaml"
+ABORTING = (Action.ABORT_SYSTEMIC, Action.REFUSE_INPUT)
+"""What leaves no decision: the world or the request may be mended."""
 
 WITH_TOOLS = (Stage.PTQ, Stage.DEPLOY, Stage.BASELINE_EVAL, Stage.CANDIDATE_EVAL)
 """The stages that need the machine; the others read files and count."""
@@ -156,6 +157,9 @@ class Conductor:
             )
             if changes and not accept_drift:
                 raise Failure(FailureClass.USER_CONFIG_ERROR, _say_drift(changes, journal))
+            whole = _whole_report(run_dir, journal.history)
+            if whole and not changes and steps.first is None:
+                return whole
             if any(journal.states[stage] is not State.DONE for stage in WITH_TOOLS):
                 check_machine(now, release.resolved.row, self.world)
             self._take_up(release, changes, steps)
@@ -179,7 +183,8 @@ class Conductor:
         if changes:
             journal.record("drift_accepted", changes=[asdict(change) for change in changes])
         decided = journal.outcome.get("decision") is not None
-        if steps.first is not None or (journal.outcome and not decided):
+        anew = steps.first is not None or (decided and changes)
+        if anew or (journal.outcome and not decided) or _was_aborting(release):
             journal.reopen("resumed")
         elif journal.stages[Stage.CLOSEOUT].state is State.DONE:
             journal.invalidate(Stage.CLOSEOUT, "it was cut short, or its report is not whole")
@@ -194,6 +199,7 @@ class Conductor:
         if steps.first is not None:
             self._invalidate(release, steps.first, f"asked for with --from-step {steps.first}")
         self._check_outputs(release)
+        self._check_order(release)
         if journal.stages[Stage.SETUP].state is State.DONE:
             look_around(release)
             self.observer.stage_kept(Stage.SETUP)
@@ -201,13 +207,14 @@ class Conductor:
     def _invalidate(self, release: Release, first: Stage, reason: str) -> None:
         """Take back a stage and all after it; what was asked for them is not answered again.
 
-        The last goes first: a kill in between leaves no stage done whose ground is gone.
+        The last goes first, and its answers before it: a kill in between leaves no stage done
+        whose ground is gone, and none to be done again with the answers of another checkpoint.
         """
         journal = release.journal
         for stage in reversed(STAGES[STAGES.index(first) :]):
             if journal.stages[stage].state is not State.PENDING:
-                journal.invalidate(stage, reason)
                 forget_requests(journal.run_dir, stage)
+                journal.invalidate(stage, reason)
 
     def _check_skipped(self, release: Release, first: Stage, changes: Sequence[Change]) -> None:
         """Refuse to skip a stage that is not done, or whose outputs no longer hold."""
@@ -236,6 +243,20 @@ class Conductor:
             self._invalidate(release, stage, "; ".join(problems))
             return
 
+    def _check_order(self, release: Release) -> None:
+        """Take back what was done after a stage that is not done: events may be lost or edited.
+
+        Setup alone may be repeated under what was done after it, and the source asked ahead.
+        """
+        states = release.journal.states
+        for number, stage in enumerate(STAGES[1:-1], start=1):
+            if states[stage] is not State.DONE:
+                after = STAGES[number + 1 : -1]
+                begun = {each: states[each] for each in after if states[each] is not State.PENDING}
+                if begun not in ({}, {Stage.BASELINE_EVAL: State.RUNNING}):
+                    self._invalidate(release, after[0], f"{stage} before it is not done")
+                return
+
     def _replay(self, release: Release) -> None:
         """Let the stages that came to their end read what they left, and their gates judge it."""
         journal, tools = release.journal, release.tools
@@ -248,8 +269,8 @@ class Conductor:
                 if record.state is State.FAILED and not record.gate:
                     if _has_retries(release, stage):
                         return
-                    failure_class = FailureClass(record.failure_class or FailureClass.UNKNOWN)
-                    release.failures.append((stage, Failure(failure_class, record.detail)))
+                    failure = Failure(_failure_class(record), record.detail)
+                    release.failures.append((stage, failure))
                     return
                 if stage is Stage.SETUP:
                     continue
@@ -420,7 +441,11 @@ class Conductor:
         document = close_out(release, self.observer.stage_progress)
         with suppress(OSError):
             journal.finish(Stage.CLOSEOUT, State.DONE, detail=document["next_action"])
-            journal.close(decision=document["decision"], exit_code=document["exit_code"])
+            journal.close(
+                decision=document["decision"],
+                exit_code=document["exit_code"],
+                report=_digest_of(read_report(journal.run_dir)),
+            )
         self.observer.stage_finished(Stage.CLOSEOUT, State.DONE, document["next_action"])
         return document
 
@@ -437,11 +462,9 @@ def look_back(
         Failure: the request cannot work any more.
         OSError: a file that the release depends on cannot be read.
     """
-    recorded = flatten({name: value for name, (value, _) in then.origins.items()}, "config.")
-    setup = history.stages[Stage.SETUP]
-    if setup.state is State.DONE:
-        with suppress(OSError, ValueError):
-            recorded = read_json(attempt_dir(run_dir, Stage.SETUP, setup.attempts) / INPUTS)
+    recorded = _recorded_inputs(run_dir, history) or flatten(
+        {name: value for name, (value, _) in then.origins.items()}, "config."
+    )
     revision = recorded.get("model.revision")
     commit = None if revision is None else str(revision)
     plan = find_source(choose_tools(now, world), now, revision=commit)
@@ -450,6 +473,18 @@ def look_back(
     if "day0.version" not in recorded:
         comparable = {name: value for name, value in inputs.items() if name in recorded}
     return plan, inputs, differences(recorded, comparable)
+
+
+def _recorded_inputs(run_dir: Path, history: History) -> dict[str, Scalar]:
+    """Return what the latest setup that got so far recorded, with the changes accepted since."""
+    setup = history.stages[Stage.SETUP]
+    for attempt in range(max(setup.attempts, 1), 0, -1):
+        recorded = read_object(attempt_dir(run_dir, Stage.SETUP, attempt) / INPUTS)
+        if recorded and setup.state is not State.DONE:
+            recorded |= {change["field"]: change["now"] for change in history.changes}
+        if recorded or setup.state is State.DONE:
+            return recorded
+    return {}
 
 
 def damaged_outputs(
@@ -472,15 +507,35 @@ def finished_report(run_dir: Path, clock: Clock) -> dict[str, Any] | None:
     Raises:
         Failure: somebody works on the release, or its journal is damaged.
     """
-    decision = read_history(run_dir).outcome.get("decision")
-    document = read_report(run_dir) if decision else None
-    if document is None or document["decision"] != decision:
+    document = _whole_report(run_dir, read_history(run_dir))
+    if document is None:
         return None
-    if os.access(run_dir, os.W_OK):
+    try:
         with hold(run_dir):
             end_leftovers(run_dir)
             Journal.open(run_dir, clock=clock)
+    except Failure as failure:
+        # A decision can be told from a disk that is full or read-only.
+        if failure.failure_class is not FailureClass.SYSTEMIC:
+            raise
     return document
+
+
+def _whole_report(run_dir: Path, history: History) -> dict[str, Any] | None:
+    """Return the report of the decision in ``history``, if it is what was written then."""
+    outcome = history.outcome
+    document = read_report(run_dir) if outcome.get("decision") else None
+    if document is None or document["decision"] != outcome["decision"]:
+        return None
+    # A release that was taken over from its files has the report's own word only.
+    return document if outcome.get("report") in (None, _digest_of(document)) else None
+
+
+def _digest_of(report: Mapping[str, Any] | None) -> str | None:
+    """Identify a report, less where it was logged, which may be later."""
+    if report is None:
+        return None
+    return document_digest({name: each for name, each in report.items() if name != "tracking"})
 
 
 def _free_memory(release: Release) -> None:
@@ -548,10 +603,26 @@ def _classified(error: Exception, run_dir: Path) -> Failure | GateFailed:
 def _has_retries(release: Release, stage: Stage) -> bool:
     """True when the triage table lets a failed stage be tried again."""
     record = release.journal.stages[stage]
-    triage = TRIAGE[FailureClass(record.failure_class or FailureClass.UNKNOWN)]
+    triage = TRIAGE[_failure_class(record)]
     limit = release.config.retry.limit
     allowed = triage.retries if limit is None or not triage.retries else limit
     return record.failures <= allowed and allowed > 0
+
+
+def _was_aborting(release: Release) -> bool:
+    """True when a stage failed for good because of the world, whether or not that was told."""
+    return any(
+        record.state is State.FAILED
+        and not _has_retries(release, stage)
+        and TRIAGE[_failure_class(record)].after_retries in ABORTING
+        for stage, record in release.journal.stages.items()
+    )
+
+
+def _failure_class(record: StageRecord) -> FailureClass:
+    """Return why a stage failed; a word that the table does not know tells nothing."""
+    names = {str(each): each for each in FailureClass}
+    return names.get(record.failure_class or "", FailureClass.UNKNOWN)
 
 
 def _is_to_be_retried(state: RetryCallState, release: Release, stage: Stage) -> bool:

@@ -33,7 +33,7 @@ from conductor.history import (
     timestamp,
 )
 from conductor.stage_files import STAGE_GATES, outputs_of
-from gates import FailureClass
+from gates import Decision, FailureClass
 
 MANIFEST = "manifest.json"
 ORIGINAL_V1 = "manifest.v1.json"
@@ -285,7 +285,7 @@ def _establish(run_dir: Path, manifest: Manifest, digests: Digests | None, at: d
         "unknown": unknown + said,
     }
     if stages[Stage.CLOSEOUT]["state"] is State.DONE:
-        report = _read_object(run_dir / "report.json")
+        report = read_object(run_dir / "report.json")
         event |= {"decision": report["decision"], "exit_code": report["exit_code"]}
     return json.loads(json.dumps(event))  # type: ignore[no-any-return]
 
@@ -294,7 +294,7 @@ def _why_failed(run_dir: Path, gate: str | None) -> dict[str, Any]:
     """Return what the verdict says that failed a stage; without one, that nothing says it."""
     if gate is None:
         return {"detail": "it failed; what was found does not say why"}
-    verdict = _read_object(run_dir / "verdicts" / f"{gate}.json")
+    verdict = read_object(run_dir / "verdicts" / f"{gate}.json")
     failure_class = verdict.get("failure_class")
     return {
         "gate": gate,
@@ -319,7 +319,11 @@ class There:
 def _there(run_dir: Path, stage: Stage, before: Mapping[Stage, State]) -> There:
     """Return what the files say of ``stage``; ``before`` are the states of the stages before it."""
     attempts = _attempts_on_disk(run_dir, stage)
-    problem = _missing_before(stage, before) or _missing(run_dir, stage, attempts)
+    problem = _missing_before(stage, before) or (
+        _missing_report(run_dir, before)
+        if stage is Stage.CLOSEOUT
+        else _missing(run_dir, stage, attempts)
+    )
     if problem is not None:
         return There(state=State.PENDING, attempts=attempts, problem=problem)
     for gate in STAGE_GATES.get(stage, ()):
@@ -345,12 +349,6 @@ def _missing_before(stage: Stage, before: Mapping[Stage, State]) -> str | None:
 
 def _missing(run_dir: Path, stage: Stage, attempts: int) -> str | None:
     """Say what a stage that is done would have left and that is not there."""
-    if stage is Stage.CLOSEOUT:
-        report = _read_object(run_dir / "report.json")
-        readable = isinstance(report.get("decision"), str | None) and _is_count(
-            report.get("exit_code")
-        )
-        return None if readable and "decision" in report else "report.json cannot be read"
     for gate in STAGE_GATES.get(stage, ()):
         if _verdict(run_dir, gate) is None and not (
             gate in GATES_OF_SOME_SUITES and not (run_dir / "verdicts" / f"{gate}.json").exists()
@@ -359,8 +357,19 @@ def _missing(run_dir: Path, stage: Stage, attempts: int) -> str | None:
     if stage is Stage.PTQ and not any((run_dir / "checkpoint").glob("*")):
         return "checkpoint/ is not there"
     result = attempt_dir(run_dir, stage, attempts) / "result.json"
-    if _read_object(result).get("status") != "ok":
+    if read_object(result).get("status") != "ok":
         return f"{result.relative_to(run_dir)} cannot be read, or is not ok"
+    return None
+
+
+def _missing_report(run_dir: Path, before: Mapping[Stage, State]) -> str | None:
+    """Say why there is no report to go by; it is not believed against a gate that said no."""
+    report = read_object(run_dir / "report.json")
+    decision = report.get("decision", "")
+    if decision not in (None, *Decision) or not _is_count(report.get("exit_code")):
+        return "report.json cannot be read"
+    if decision == Decision.ACCEPT and State.FAILED in before.values():
+        return "report.json says ACCEPT, and a gate did not pass"
     return None
 
 
@@ -380,11 +389,11 @@ def _attempts_on_disk(run_dir: Path, stage: Stage) -> int:
 
 def _verdict(run_dir: Path, gate: str) -> bool | None:
     """Return whether a verdict on disk passes; None where it cannot be read."""
-    passed = _read_object(run_dir / "verdicts" / f"{gate}.json").get("pass")
+    passed = read_object(run_dir / "verdicts" / f"{gate}.json").get("pass")
     return passed if isinstance(passed, bool) else None
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file; what cannot be read says nothing."""
     try:
         document = json.loads(read_regular(path, LARGEST_DOCUMENT_BYTES))

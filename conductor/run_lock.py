@@ -117,6 +117,6 @@ def _unusable(directory: Path, error: Exception) -> Failure:
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
     return Failure(
         FailureClass.SYSTEMIC,
-        f"{directory / LOCK}: cannot be locked ({reason}); make the directory writable, on a file "
-        "system that has locks",
+        f"{directory / LOCK}: cannot be locked ({reason}); make the directory writable, with room "
+        "left, on a file system that has locks",
     )

@@ -35,6 +35,8 @@ RUN_FILES = ("events.jsonl", "manifest.json", "stages")
 """Any of these makes a directory one of a release."""
 AFTER_STOPPING = frozenset({"server_stopped", "tool_finished", "state_established"})
 """Events that may follow ``release_stopped`` without anybody working on the release."""
+SHOWN = ("tool", "directory", "side", "log")
+"""Fields of the events on tools and servers; they are texts."""
 LARGEST_PROGRESS_BYTES = 2**16
 STYLES: Mapping[str, str] = {
     "running": "cyan",
@@ -91,7 +93,7 @@ def status_document(run_dir: Path) -> dict[str, Any]:
                 "since": event["at"],
                 "progress": _progress(run_dir / event["directory"]),
             }
-            for event in _open(session, "tool_started", "tool_finished", "directory")
+            for event in _open(session, "tool_started", "tool_finished", "directory", "tool")
         ],
         "servers": [
             {"side": event["side"], "since": event["at"], "log": event.get("log")}
@@ -160,10 +162,11 @@ def status_table(document: Document) -> RenderableType:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table("stage", "state", box=None, pad_edge=False)
+    # What is done takes the width that the others leave.
+    table = Table("stage", "state", box=None, pad_edge=False, expand=True)
     for heading in ("attempts", "interrupted", "time"):
         table.add_column(heading, justify="right")
-    table.add_column("", no_wrap=True, overflow="ellipsis")
+    table.add_column("", no_wrap=True, overflow="ellipsis", ratio=1)
     for row in document["stages"]:
         table.add_row(
             row["stage"],
@@ -333,9 +336,17 @@ def _state(history: History, events: Sequence[Document], *, is_held: bool) -> st
 
 
 def _events(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the events that can be read; a line that is torn or damaged is left out."""
+    """Return the events that can be read; a line that is torn or damaged is left out.
+
+    So is one that has something else where a text belongs that is shown.
+    """
     events = [parse(line) for line in read_log(run_dir).sound]
-    return [event for event in events if isinstance(event.get("at"), str)]
+    return [
+        event
+        for event in events
+        if isinstance(event.get("at"), str)
+        and all(isinstance(event.get(name), str | None) for name in SHOWN)
+    ]
 
 
 def _latest_session(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -348,11 +359,16 @@ def _latest_session(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return events[starts[-1] :] if starts else []
 
 
-def _open(events: list[dict[str, Any]], begins: str, ends: str, key: str) -> list[dict[str, Any]]:
-    """Return the events named ``begins`` that no ``ends`` of the same ``key`` followed."""
+def _open(
+    events: list[dict[str, Any]], begins: str, ends: str, key: str, *also: str
+) -> list[dict[str, Any]]:
+    """Return the events named ``begins`` that no ``ends`` of the same ``key`` followed.
+
+    Those that do not say ``key`` and ``also`` are left out.
+    """
     begun: dict[Any, dict[str, Any]] = {}
     for event in events:
-        if event["event"] == begins and key in event:
+        if event["event"] == begins and all(event.get(name) for name in (key, *also)):
             begun[event[key]] = event
         elif event["event"] == ends:
             begun.pop(event.get(key), None)

@@ -190,6 +190,24 @@ def test_accepted_drift_is_kept() -> None:
     assert replay([BEGIN, event("drift_accepted", changes=[change])]).changes == [change]
 
 
+CHANGE = {"field": "config.seed", "was": 1, "now": 2, "invalidates": ["ptq"]}
+
+
+@pytest.mark.parametrize("name", CHANGE)
+@pytest.mark.parametrize("wrong", [None, 5], ids=["missing", "number"])
+def test_a_change_that_does_not_say_what_changed_is_refused(name: str, wrong: int | None) -> None:
+    change = {key: value for key, value in CHANGE.items() if key != name}
+    if wrong is not None and name not in ("was", "now"):
+        change[name] = wrong
+    with pytest.raises(EventError, match="changes"):
+        replay([BEGIN, event("drift_accepted", changes=[change])])
+
+
+def test_a_decision_is_one_that_there_is() -> None:
+    with pytest.raises(EventError, match="decision: 'MAYBE' is none"):
+        replay([BEGIN, event("release_finished", decision="MAYBE", exit_code=0)])
+
+
 def test_an_established_state_is_taken_over() -> None:
     found = {"state": "done", "attempts": 2, "outputs": {"verdicts/ptq.json": FILE}}
     history = replay(
@@ -295,6 +313,9 @@ def test_a_wrong_field_is_named_and_changes_nothing(name: str, field: str, value
         pytest.param({"elapsed_s": float("inf")}, "elapsed_s", id="elapsed-infinite"),
         pytest.param({"elapsed_s": 10**400}, "elapsed_s", id="elapsed-huge"),
         pytest.param({"outputs": {"a": {"sha256": "x"}}}, r"outputs\.a", id="output-no-size"),
+        pytest.param({"outputs": {"/etc/passwd": FILE}}, "below the run", id="output-elsewhere"),
+        pytest.param({"outputs": {"a/../../b": FILE}}, "below the run", id="output-above"),
+        pytest.param({"outputs": {"a\0": FILE}}, "below the run", id="output-no-name"),
         pytest.param(
             {"outputs": {"a": {"sha256": "x", "bytes": -1}}}, r"outputs\.a", id="output-negative"
         ),

@@ -19,7 +19,7 @@ from conductor.journal import Journal
 from conductor.models import resolve_model
 from conductor.probes.lm_eval import EvaluationResults, TaskResult
 from conductor.probes.machine import probe_machine
-from conductor.release import Conductor
+from conductor.release import Conductor, finished_report
 from conductor.release_state import Evaluation, Plan, Release, World
 from conductor.stages import STAGE_FUNCTIONS
 from conductor.suites import Suite, load_suite
@@ -324,7 +324,8 @@ def test_a_kill_while_a_change_is_accepted_mixes_nothing(
     run({Stage.COMPARE: raising(Failure(FailureClass.SYSTEMIC, "no"))})
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "invalidate", dying)
-        pytest.raises(Killed, accept)
+        with pytest.raises(Killed):
+            accept()
     document = accept()
     assert (document["decision"], document["seed"]) == ("ACCEPT", 1)
     attempts = {stage["name"]: stage["attempts"] for stage in document["stages"]}
@@ -425,3 +426,43 @@ def test_how_much_was_asked_in_batches_is_said_once_anything_was(
     until = {"until_decided": True, "max_samples": 300, "max_repeats": 2}
     refused = Failure(FailureClass.USER_CONFIG_ERROR, "no")
     assert not run({Stage.SETUP: raising(refused)}, **until)["deviations"]
+
+
+@pytest.fixture
+def change_seed(conduct: Conduct, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Go on with the release of ``run`` under another seed."""
+
+    def resume_with(
+        changed: dict[Stage, StageFunction], seed: int, *, accept: bool
+    ) -> dict[str, Any]:
+        recorded = tmp_path / "run" / "config.resolved.yaml"
+        then, now = load_recorded(recorded, None, {"seed": seed})
+        return conduct(changed).resume(tmp_path / "run", then, now, accept_drift=accept)
+
+    return resume_with
+
+
+def test_a_decision_that_is_reconsidered_does_not_outlive_a_kill(
+    run: Callable[..., dict[str, Any]],
+    resume: Callable[..., dict[str, Any]],
+    change_seed: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+) -> None:
+    assert run({})["decision"] == "ACCEPT"
+    with pytest.raises(Killed):
+        change_seed({Stage.PTQ: raising(Killed())}, 1, accept=True)
+    assert finished_report(tmp_path / "run", lambda: datetime.now(UTC)) is None
+    document = resume({Stage.PTQ: failing("ptq", FailureClass.SIZE_NOT_REDUCED)})
+    assert (document["decision"], document["seed"]) == ("INFEASIBLE", 1)
+
+
+def test_a_failure_of_the_world_is_tried_again_though_it_was_never_told(
+    run: Callable[..., dict[str, Any]],
+    resume: Callable[..., dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    full = Failure(FailureClass.SYSTEMIC, "the disk is full")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("conductor.release.close_out", lambda *_: (_ for _ in ()).throw(Killed()))
+        run({Stage.COMPARE: raising(full)})
+    assert resume({})["decision"] == "ACCEPT"

@@ -121,6 +121,7 @@ LOSSES: list[tuple[str, str | None, Stage, str]] = [
     ("report.json", '{"decision": 5, "exit_code": 0}', Stage.CLOSEOUT, "report.json cannot be"),
     ("report.json", None, Stage.CLOSEOUT, "report.json cannot be read"),
     ("report.json", '{"exit_code": 0}', Stage.CLOSEOUT, "report.json cannot be read"),
+    ("report.json", '{"decision": "MAYBE", "exit_code": 0}', Stage.CLOSEOUT, "cannot be read"),
 ]
 
 
@@ -166,6 +167,7 @@ def test_gates_that_not_every_suite_has_are_not_missed(run_dir: Path, gate: str)
 def test_a_verdict_that_does_not_pass_fails_its_stage(run_dir: Path) -> None:
     verdict = {"pass": False, "failure_class": "SIZE_NOT_REDUCED", "detail": "too large"}
     write(run_dir / "verdicts/ptq.json", verdict)
+    write(run_dir / "report.json", {"decision": "INFEASIBLE", "exit_code": 4})
     found = repaired(run_dir).history
     ptq = found.stages[Stage.PTQ]
     assert (ptq.state, ptq.gate, ptq.failure_class) == (State.FAILED, "ptq", "SIZE_NOT_REDUCED")
@@ -480,3 +482,12 @@ def test_what_is_no_run_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(Failure, match="no release is recorded here"):
         repair(tmp_path, clock=clock)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_report_is_not_believed_against_a_gate_that_said_no(run_dir: Path) -> None:
+    verdict = run_dir / "verdicts" / "compare.json"
+    verdict.write_text(json.dumps({**json.loads(verdict.read_text()), "pass": False}))
+    history = repaired(run_dir).history
+    assert history.states[Stage.COMPARE] is State.FAILED
+    assert history.states[Stage.CLOSEOUT] is State.PENDING
+    assert history.outcome == {}

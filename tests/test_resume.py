@@ -232,3 +232,173 @@ def test_a_clock_that_jumps_changes_no_decision_and_no_duration(
     assert document["decision"] == "ACCEPT"
     assert 0 < document["seconds"] < 600
     assert all(0 <= stage["seconds"] < 600 for stage in document["stages"])
+
+
+def edit_events(
+    run_dir: Path, edit: Callable[[dict[str, Any]], dict[str, Any] | None], *more: dict[str, Any]
+) -> None:
+    """Pass every event through ``edit``, drop those that it makes nothing of, add ``more``."""
+    edited = [new for event in events(run_dir) if (new := edit(event)) is not None]
+    text = "".join(json.dumps(event) + "\n" for event in [*edited, *more])
+    (run_dir / "events.jsonl").write_text(text)
+
+
+@pytest.mark.parametrize("lost", ["stage_finished", None], ids=["its-end", "everything"])
+def test_what_was_done_after_a_stage_whose_events_are_lost_is_done_again(
+    begin: Callable[..., Path], day0: Day0, lost: str | None
+) -> None:
+    run_dir = begin(Stage.CANDIDATE_EVAL)
+
+    def forget(event: dict[str, Any]) -> dict[str, Any] | None:
+        is_lost = event.get("stage") == Stage.PTQ and lost in (None, event["event"])
+        return None if is_lost else event
+
+    edit_events(run_dir, forget)
+    day0("resume")
+    assert report(run_dir)["decision"] == "ACCEPT"
+    attempts = {stage: each.attempts for stage, each in read_history(run_dir).stages.items()}
+    assert attempts[Stage.PTQ] == 1
+    assert {attempts[stage] for stage in STAGES[2:5]} == {2}
+
+
+FAILED = {"event": "stage_finished", "stage": "baseline_eval", "attempt": 1, "state": "failed"}
+
+
+@pytest.mark.parametrize(
+    ("event", "exit_code"),
+    [
+        pytest.param({**FAILED, "detail": "x", "failure_class": "NO_SUCH"}, 3, id="unknown-class"),
+        pytest.param({**FAILED, "detail": "x", "gate": "no-such-gate"}, 0, id="unknown-gate"),
+        pytest.param({"event": "release_finished", "decision": "ACCEPT", "exit_code": 0}, 0,
+                     id="a-decision-out-of-nowhere"),
+    ],
+)  # fmt: skip
+def test_an_event_that_somebody_put_there_is_no_evidence(
+    begin: Callable[..., Path], day0: Day0, event: dict[str, Any], exit_code: int
+) -> None:
+    run_dir = begin(Stage.BASELINE_EVAL)
+    edit_events(run_dir, lambda each: each, event)
+    day0("resume", exit_code=exit_code)
+    assert len(report(run_dir)["gates"]) == (8 if exit_code == 0 else 2)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        pytest.param({"publish": "publish"}, id="publish"),
+        pytest.param({"reasons": ["because"]}, id="reasons"),
+        pytest.param({"tasks": []}, id="tasks"),
+        pytest.param({"decision": "REGRESSION", "exit_code": 1}, id="decision"),
+    ],
+)
+def test_a_report_that_was_edited_is_written_again_from_the_evidence(
+    begin: Callable[..., Path], day0: Day0, changed: dict[str, Any]
+) -> None:
+    run_dir = begin()
+    before = report(run_dir)
+    (run_dir / "report.json").write_text(json.dumps(before | changed))
+    day0("resume")
+    assert {name: report(run_dir)[name] for name in changed} == {
+        name: before[name] for name in changed
+    }
+    assert set(started(run_dir).values()) == {1}
+
+
+@pytest.mark.parametrize("text", ["[]", '"x"', "null", "{", "{}", "[" * 10**5])
+def test_without_what_setup_recorded_nothing_of_it_is_kept(
+    begin: Callable[..., Path], day0: Day0, text: str
+) -> None:
+    run_dir = begin(Stage.PTQ)
+    (run_dir / "stages" / "setup" / "inputs.json").write_text(text)
+    day0("resume", "--plan-only")
+    day0("resume")
+    assert read_history(run_dir).stages[Stage.PTQ].attempts == 2
+    assert report(run_dir)["decision"] == "ACCEPT"
+
+
+def test_a_release_that_is_decided_says_so_to_no_other_question(
+    begin: Callable[..., Path], day0: Day0
+) -> None:
+    run_dir = begin()
+    before = (run_dir / "events.jsonl").read_bytes()
+    other = ("release", "--resume", run_dir.name, "demo", "--recipe", "int8", "--threshold", "0.02")
+    refused = day0(*other, exit_code=2)
+    assert "config.threshold: 0.01 then, 0.02 now" in refused.output
+    assert (run_dir / "events.jsonl").read_bytes() == before
+    day0(*other, "--accept-drift")
+    assert report(run_dir)["threshold"] == 0.02
+    assert read_history(run_dir).stages[Stage.COMPARE].attempts == 2
+
+
+@pytest.mark.parametrize("arguments", [("--to-step", "ptq"), ("--accept-drift",)])
+def test_a_decision_stands_where_nothing_is_asked_anew(
+    begin: Callable[..., Path], day0: Day0, arguments: tuple[str, ...]
+) -> None:
+    run_dir = begin()
+    before = (run_dir / "events.jsonl").read_bytes()
+    assert "ACCEPT" in day0("resume", *arguments).output
+    assert (run_dir / "events.jsonl").read_bytes() == before
+
+
+def test_a_workspace_may_be_moved(
+    begin: Callable[..., Path], workspace: Path, tmp_path: Path
+) -> None:
+    begin(Stage.PTQ)
+    moved = workspace.rename(tmp_path / "elsewhere")
+    done = CliRunner().invoke(app, ["resume", "--workspace", str(moved)])
+    assert done.exit_code == 0, done.output
+    assert not workspace.exists()
+
+
+def test_without_the_recorded_configuration_it_is_said_what_is_missing(
+    begin: Callable[..., Path], day0: Day0
+) -> None:
+    run_dir = begin(Stage.PTQ)
+    (run_dir / "config.resolved.yaml").unlink()
+    refused = day0("resume", exit_code=2).output
+    assert "config.resolved.yaml: is not there" in refused
+    assert "start a new release" in refused
+
+
+def test_a_name_that_cannot_be_shown_ends_nothing(begin: Callable[..., Path], day0: Day0) -> None:
+    run_dir = begin(Stage.SETUP)
+    edit_events(run_dir, lambda e: e | {"model": "\ud800"} if "model" in e else e)
+    assert "ud800" in day0("status").output
+    day0("runs")
+
+
+def test_between_an_accepted_change_and_the_setup_that_records_it_another_one_is_seen(
+    begin: Callable[..., Path], day0: Day0, tmp_path: Path
+) -> None:
+    run_dir = begin(Stage.CANDIDATE_EVAL)
+    change = {"field": "config.threshold", "was": 0.01, "now": 0.02, "invalidates": ["compare"]}
+    edit_events(
+        run_dir,
+        lambda each: each,
+        {"event": "drift_accepted", "changes": [change]},
+        {"event": "stage_invalidated", "stage": "setup", "reason": "what it depends on changed"},
+    )
+    (tmp_path / "once.yaml").write_text("threshold: 0.02\n")
+    (tmp_path / "twice.yaml").write_text("threshold: 0.02\nseed: 1\n")
+    refused = day0("resume", "--config", str(tmp_path / "twice.yaml"), exit_code=2).output
+    assert "config.seed: 0 then, 1 now" in refused
+    assert "config.threshold" not in refused
+    day0("resume", "--config", str(tmp_path / "once.yaml"))
+    assert report(run_dir)["threshold"] == 0.02
+    assert set(started(run_dir).values()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("name", "command", "exit_code"),
+    [
+        ("stages/baseline_eval/baseline-key.json", ("cache", "explain"), 0),
+        ("tracking-pending.json", ("sync",), 1),
+        ("report.json", ("resume",), 0),
+    ],
+)
+def test_a_file_nested_too_deeply_is_one_that_cannot_be_read(
+    begin: Callable[..., Path], day0: Day0, name: str, command: tuple[str, ...], exit_code: int
+) -> None:
+    run_dir = begin()
+    (run_dir / name).write_text("[" * 10**5)
+    assert "defect" not in day0(*command, exit_code=exit_code).output

@@ -112,7 +112,7 @@ def shown(renderable: Any) -> str:
     console = Console(file=StringIO(), width=200)
     console.print(renderable)
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
-    return text
+    return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
 
 
 @pytest.mark.parametrize(
@@ -451,3 +451,30 @@ def test_looking_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+ODD: list[Any] = [
+    pytest.param({"event": "tool_started", "directory": "d"}, id="no-tool"),
+    pytest.param({"event": "tool_started", "directory": 5, "tool": "t"}, id="directory-number"),
+    pytest.param({"event": "tool_started", "directory": [], "tool": "t"}, id="directory-list"),
+    pytest.param({"event": "tool_started", "directory": "d", "tool": 7}, id="tool-number"),
+    pytest.param({"event": "tool_finished", "directory": {}}, id="finished-mapping"),
+    pytest.param({"event": "server_started", "side": {}}, id="side-mapping"),
+    pytest.param({"event": "server_started", "side": "candidate", "log": 7}, id="log-number"),
+]
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_an_event_of_a_tool_that_says_nonsense_is_passed_over(
+    odd: dict[str, Any], tmp_path: Path
+) -> None:
+    whole = checked(make_run(tmp_path / "whole", EVALUATING))
+    document = checked(make_run(tmp_path / "odd", [*EVALUATING, {"at": STARTED, **odd}]))
+    assert (document["tools"], document["servers"]) == (whole["tools"], whole["servers"])
+
+
+def test_stages_are_named_where_a_detail_is_longer_than_the_terminal(tmp_path: Path) -> None:
+    long = {**ENDED[-1], "detail": "word " * 100}
+    console = Console(width=80, record=True, file=StringIO())
+    console.print(status_table(checked(make_run(tmp_path, [*ENDED[:-1], long]))))
+    assert {"setup", "baseline_eval", "closeout", "done"} <= set(console.export_text().split())

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -60,7 +61,7 @@ class Ending:
         """End in good order at the first signal, and at once at the second."""
         self.asked += 1
         if self.asked > 1:
-            print("stopped at once", *self._resumption(), sep="; ", file=sys.stderr, flush=True)
+            print("stopped at once", *self.resumption(), sep="; ", file=sys.stderr, flush=True)
             end_at_once()
             os._exit(EXIT_STOPPED)
         raise KeyboardInterrupt
@@ -68,9 +69,10 @@ class Ending:
     def words(self) -> str:
         """Say that everything has ended, and how to go on."""
         ended = "stopped on request; every process that was started has ended"
-        return "; ".join([ended, *self._resumption()])
+        return "; ".join([ended, *self.resumption()])
 
-    def _resumption(self) -> list[str]:
+    def resumption(self) -> list[str]:
+        """Say how to go on, where there is something to go on with."""
         return [f"resume with: {self.resume_with}"] if self.resume_with else []
 
 
@@ -78,9 +80,9 @@ class Ending:
 def ending_well() -> Iterator[Ending]:
     """Turn what may stop a command into one message and a documented exit code."""
     ending = Ending()
+    _show_any_name()
     # Also where a shell started us with SIGINT ignored, as it does for background jobs.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, ending.stop)
+    _on_signals(ending.stop)
     try:
         yield ending
     except Failure as failure:
@@ -89,7 +91,8 @@ def ending_well() -> Iterator[Ending]:
     except FileExistsError as error:
         stop(EXIT_UNUSABLE, f"error: {error.filename} exists already; name another directory")
     except OSError as error:
-        stop(EXIT_SYSTEMIC, f"error: {error.strerror or error}: {error.filename}")
+        what = ": ".join(filter(None, [error.strerror or str(error), error.filename]))
+        stop(EXIT_SYSTEMIC, "; ".join([f"error: {what}", *ending.resumption()]))
     except typer.Exit:
         raise
     except Exception as error:
@@ -97,7 +100,20 @@ def ending_well() -> Iterator[Ending]:
         traceback.print_exc(limit=-3)
         stop(EXIT_SYSTEMIC, f"error: a defect of day0: {type(error).__name__}: {error}")
     except KeyboardInterrupt:
+        _on_signals(signal.SIG_IGN)  # one more changes nothing about the end
         stop(EXIT_STOPPED, ending.words())
+
+
+def _on_signals(handler: Any) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handler)
+
+
+def _show_any_name() -> None:
+    """Let no name that the terminal cannot show end a command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def stop(code: int, message: str) -> NoReturn:

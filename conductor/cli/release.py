@@ -298,7 +298,9 @@ def _go_on(
     from conductor.run_status import find_run
 
     run_dir = find_run(run, workspace_of(workspace))
-    if steps == Steps() and not plan_only and (document := finished_report(run_dir, _now)):
+    asked = {name for name, value in options.items() if value is not None} - {"workspace"}
+    only_on = steps == Steps() and not (plan_only or accept_drift or config or asked)
+    if only_on and (document := finished_report(run_dir, _now)):
         _end(document, as_json)
     then, now = load_recorded(run_dir / CONFIG, config, options)
     if plan_only:

@@ -35,6 +35,8 @@ GRACE_S = processes.GRACE_S
 POLL_S = 0.1
 LOG_TAIL_LINES = 15
 SIGNALLED = 128  # an exit status above this is 128 + the signal that ended the process
+PLACES = frozenset({"model_path", "output_dir"})
+"""Fields of a request that say where something is, not what it is."""
 RECORD = "worker.process.json"
 AT_ONCE_S = 2.0
 ANSWER_S = 5.0  # beyond its grace a supervisor gets this long before its family is killed
@@ -270,12 +272,17 @@ def run_worker(
 
 
 def kept_result(stage_dir: Path, request: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the good result that an earlier worker left for the very same request, or None."""
-    with suppress(OSError, ValueError):
+    """Return the good result that an earlier worker left for the same request, or None.
+
+    Where the model lies, and where the result went, may be told by another path.
+    """
+    with suppress(OSError, ValueError, AttributeError):
         result = _read_result(stage_dir)
         if result and result["status"] == "ok":
-            same = read_json(stage_dir / "request.json") == json.loads(json.dumps(request))
-            return result if same else None
+            asked = read_json(stage_dir / "request.json")
+            wanted = json.loads(json.dumps(request))
+            differing = {n for n in {*asked, *wanted} if asked.get(n) != wanted.get(n)}
+            return result if differing <= PLACES else None
     return None
 
 
