@@ -52,7 +52,8 @@ DEFAULTS: Mapping[str, Any] = {
     "engine.cpu_kv_cache_gib": 1,
     "engine.arguments": [],
     "evaluation.concurrency": 16,
-    "evaluation.request_timeout_s": 300,
+    "evaluation.prompts_per_request": 8,
+    "evaluation.request_timeout_s": 600,
     "dry_run": False,
     "overlap": "auto",
     "fresh_baseline": False,
@@ -159,6 +160,7 @@ class Config:
     calibration: Calibration
     engine: EngineConfig
     concurrency: int
+    prompts_per_request: int
     request_timeout_s: int
     dry_run: bool
     overlap: Overlap
@@ -360,6 +362,7 @@ def _build(values: Mapping[str, tuple[Any, str]]) -> Config:
             }
         ),
         concurrency=evaluation["concurrency"],
+        prompts_per_request=evaluation["prompts_per_request"],
         request_timeout_s=evaluation["request_timeout_s"],
         dry_run=plain["dry_run"],
         overlap=Overlap(plain["overlap"]),

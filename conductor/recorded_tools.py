@@ -42,8 +42,8 @@ SHRUNK = ".shrunk"
 """Ends the name of a file that is kept as what the demo model does not give of it."""
 EVALUATION_STAGES = {"source": "baseline_eval", "candidate": "candidate_eval"}
 
-WHERE = frozenset({"base_url", "output_dir", "request_cache"})
-"""Fields of a request that say where something is, not what is asked."""
+WHERE = frozenset({"base_url", "output_dir", "request_cache", "timeout_s"})
+"""Fields of a request that say where something is and how long to wait, not what is asked."""
 
 
 def find_record(config: Config) -> Path:

@@ -17,7 +17,7 @@ from conductor import quantizers
 from conductor.chain import EVERY_STEP, STAGES, Stage, State, Steps
 from conductor.compatibility import Engine
 from conductor.config import Config
-from conductor.engines.opening import longest_request, server_settings
+from conductor.engines.opening import longest_request, planned_settings, server_settings
 from conductor.engines.vllm import server_command, server_environ
 from conductor.evaluation import harness_settings
 from conductor.executors.environ import on_path, worker_environ
@@ -170,10 +170,8 @@ def look_into_cache(config: Config, plan: Plan, world: World, digests: Digests) 
 
     if config.fresh_baseline or config.dry_run or not plan.model.path.is_dir():
         return None
-    settings: Mapping[str, Any] = {"dtype": config.engine.dtype}
-    if plan.row.engine is Engine.VLLM:
-        longest = longest_request(plan.suite, plan.model)
-        settings = server_settings(config, plan.row.device, longest).document()
+    longest = longest_request(plan.suite, plan.model)
+    settings = planned_settings(config, plan.row.engine, plan.row.device, longest)
     batch = first_batch_of(config, plan.suite)
     key = baseline_key(config, plan, world, settings, batch, digests)
     return BaselineCache(config.workspace / "cache" / "baseline").explain(key)

@@ -18,8 +18,7 @@ from conductor.baseline_cache import (
     canary_key,
     has_same_files,
 )
-from conductor.compatibility import Engine
-from conductor.engines.opening import longest_request, server_settings
+from conductor.engines.opening import longest_request, planned_settings
 from conductor.evaluation import Inquiry
 from conductor.files import read_json, write_json
 from conductor.inputs import Scalar
@@ -109,11 +108,8 @@ def _canary_key(release: Release) -> dict[str, Scalar]:
 
 def _engine_settings(release: Release) -> Mapping[str, Any]:
     """Return the settings of the engine as they are planned; nothing has to run to know them."""
-    config, plan = release.config, release.plan
-    if plan.row.engine is Engine.TRANSFORMERS:
-        return {"dtype": config.engine.dtype}
-    longest = longest_request(plan.suite, plan.model)
-    return server_settings(config, plan.row.device, longest).document()
+    row, longest = release.plan.row, longest_request(release.plan.suite, release.plan.model)
+    return planned_settings(release.config, row.engine, row.device, longest)
 
 
 def _signature(release: Release) -> dict[str, str]:

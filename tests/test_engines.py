@@ -109,6 +109,7 @@ class Servers:
             "environ": os.environ,
             "health_timeout_s": 20.0,
             "silence_s": 30.0,
+            "prompts_per_request": 8,
             "port": None,
             "note": lambda event, **facts: self.notes.append((event, facts["side"])),
         }

@@ -20,7 +20,7 @@ from conductor.compatibility import Device
 from conductor.config import Config, load_config
 from conductor.digests import Digests
 from conductor.documents import validate
-from conductor.engines.opening import server_settings
+from conductor.engines.opening import planned_settings
 from conductor.environments.builder import Environments
 from conductor.history import History, StageRecord
 from conductor.inputs import Change
@@ -243,7 +243,7 @@ class TestNewRelease:
         self, options: dict[str, Any], recipe: str, found: list[str] | None, tmp_path: Path
     ) -> None:
         config, plan, world = resolved(tmp_path)
-        settings = server_settings(config, Device.CPU, 255).document()
+        settings = planned_settings(config, plan.row.engine, Device.CPU, 255)
         key = baseline_key(config, plan, world, settings, EVERYTHING, Digests(None))
         answers = tmp_path / "answers"
         (answers / "results").mkdir(parents=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from conductor.compatibility import Device, Engine
 from conductor.config import Config
 from conductor.engines import EngineSession, Sides
@@ -68,8 +70,19 @@ def open_session(
         silence_s=config.watchdog.server_s,
         port=config.engine.port,
         capacity=_server_capacity(sides, world.machine),
+        prompts_per_request=config.prompts_per_request,
         note=note,
     )
+
+
+def planned_settings(
+    config: Config, engine: Engine, device: Device, max_length: int | None
+) -> dict[str, Any]:
+    """Return what decides how an engine answers, before anything of it runs."""
+    if engine is Engine.TRANSFORMERS:
+        return {"dtype": config.engine.dtype}
+    asked = {"prompts_per_request": config.prompts_per_request}
+    return server_settings(config, device, max_length).document() | asked
 
 
 def server_settings(config: Config, device: Device, max_length: int | None) -> ServerSettings:

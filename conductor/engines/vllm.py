@@ -356,6 +356,7 @@ class VllmSession:
         silence_s: float,
         port: int | None,
         capacity: int,
+        prompts_per_request: int,
         note: Note,
     ) -> None:
         """Keep what is needed; no server is started before a side is used.
@@ -371,6 +372,7 @@ class VllmSession:
         self._silence_s = silence_s
         self._port = port
         self._capacity = 1 if port else capacity
+        self._prompts_per_request = prompts_per_request
         self._note = note
         # Held while servers are started and stopped, which takes seconds, never while one loads.
         self._lock = threading.Lock()
@@ -460,7 +462,7 @@ class VllmSession:
             "served_name": server.served_name,
             "tokenizer": str(self._sides.source),
             "device": None,
-            "batch_size": 1,
+            "batch_size": self._prompts_per_request,
         }
 
     def secrets(self, side: str) -> Mapping[str, str]:
