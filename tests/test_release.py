@@ -16,10 +16,11 @@ from conductor.config import load_config, load_recorded
 from conductor.environments.builder import Environments, Status
 from conductor.failure import Failure
 from conductor.journal import Journal
+from conductor.looking_back import finished_report
 from conductor.models import resolve_model
 from conductor.probes.lm_eval import EvaluationResults, TaskResult
 from conductor.probes.machine import probe_machine
-from conductor.release import Conductor, finished_report
+from conductor.release import Conductor
 from conductor.release_state import Evaluation, Plan, Release, World
 from conductor.stages import STAGE_FUNCTIONS
 from conductor.suites import Suite, load_suite

@@ -294,7 +294,8 @@ def _go_on(
     ending: Ending,
 ) -> NoReturn:
     from conductor.config import load_recorded
-    from conductor.release import CONFIG, finished_report
+    from conductor.looking_back import finished_report
+    from conductor.release import CONFIG
     from conductor.run_status import find_run
 
     run_dir = find_run(run, workspace_of(workspace))
@@ -378,8 +379,8 @@ def _print_plan(
     """Print what a release would do, and end; ``then`` is how one in ``run_dir`` began."""
     from conductor.digests import Digests
     from conductor.journal import read_history
+    from conductor.looking_back import damaged_outputs, look_back
     from conductor.models import look_up_model
-    from conductor.release import damaged_outputs, look_back
     from conductor.release_plan import Past, look_into_cache, plan_document, plan_report
     from conductor.stages import choose_tools, find_source
 
