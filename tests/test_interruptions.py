@@ -7,11 +7,13 @@ import multiprocessing
 import random
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,9 @@ TOLD = 3000
 SOME, MORE = 24, 40
 """Deaths that are tried offline, and second deaths beside all points with the real tools."""
 
+EXIT_CODES = threading.Lock()
+"""Held where exit codes are read: ``start`` reads those of all processes, and each exists once."""
+
 # Forked from a process that has loaded everything, a release costs half as much.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
@@ -49,11 +54,14 @@ FORKS.set_forkserver_preload(
 def day0(log: Path, *words: str) -> int:
     """Run ``interrupted.py`` with ``words``; return the exit code, negative for a signal."""
     process = FORKS.Process(target=interrupted.run_quietly, args=(log, list(words)))
-    process.start()
-    process.join(LONGEST_S)
-    if process.exitcode is None:
+    with EXIT_CODES:
+        process.start()
+    if not wait([process.sentinel], LONGEST_S):
         process.kill()
         return pytest.fail(f"{words} hangs: {log.read_text()[-TOLD:]}")
+    with EXIT_CODES:
+        process.join()
+    assert process.exitcode is not None
     return process.exitcode
 
 

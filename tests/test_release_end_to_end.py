@@ -271,7 +271,7 @@ def test_a_quantizer_that_is_killed_is_tried_again(workspace: Path) -> None:
     assert (process.returncode, report["decision"]) == (4, "INFEASIBLE")
     ptq = next(stage for stage in report["stages"] if stage["name"] == "ptq")
     assert ptq["attempts"] == 2
-    assert "ptq: 2 attempts" in report["deviations"]
+    assert any(each.startswith("ptq: attempt 1 failed") for each in report["deviations"])
 
 
 def processes_of(script: str, workspace: Path) -> list[psutil.Process]:
