@@ -36,6 +36,7 @@ from conductor.evaluation import harness_settings
 from conductor.harnesses.lm_eval import MAY_DIFFER, evaluation_request
 from conductor.inputs import Scalar, accelerators, flatten, lock_digests, model_files, suite_files
 from conductor.preconditions import environments_of
+from conductor.redaction import names_secret, redact_document
 
 if TYPE_CHECKING:
     from conductor.config import Config
@@ -65,7 +66,6 @@ _OBEYED = (
     *("VLLM_", "TORCH", "CUBLAS_", "NVIDIA_TF32_OVERRIDE", "LMEVAL_"),
     *("OMP_NUM_THREADS", "MKL_"),
 )
-_SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")
 
 
 def baseline_key(
@@ -145,9 +145,12 @@ def _answered_by(
     environments: list[str],
     digests: Digests,
 ) -> dict[str, Scalar]:
-    """Return who answers: the model, the engine, its settings, the machine and its variables."""
+    """Return who answers: the model, the engine, its settings, the machine and its variables.
+
+    It holds no secret, so that an entry has the same digest as its key, on disk and here.
+    """
     row, machine = plan.row, world.machine
-    return {
+    answered_by: dict[str, Scalar] = {
         **model_files(plan.model, digests),
         **lock_digests(environments, world),
         "engine.name": str(row.engine),
@@ -160,9 +163,10 @@ def _answered_by(
         **{
             f"variables.{name}": value
             for name, value in world.environ.items()
-            if name.startswith(_OBEYED) and not _SECRET.search(name)
+            if name.startswith(_OBEYED) and not names_secret(name)
         },
     }
+    return dict(redact_document(answered_by))
 
 
 def _worker(name: str) -> Path:

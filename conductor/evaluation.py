@@ -38,6 +38,7 @@ from conductor.models import Model
 from conductor.probes.lm_eval import EvaluationResults, merge_results, probe_results
 from conductor.probes.reading import ProbeError
 from conductor.probes.server_log import read_server_log
+from conductor.redaction import redact_document
 from conductor.release_state import Evaluation, World
 from conductor.rounds import EVERYTHING, Batch
 from conductor.suites import Suite
@@ -100,7 +101,7 @@ class Inquiry:
             result = read_json(self.directory / "result.json")
             return bool(result["status"] == "ok") and all(
                 request[name] == value
-                for name, value in self.request().items()
+                for name, value in redact_document(self.request()).items()
                 if name not in MAY_DIFFER
             )
         except (OSError, ValueError, LookupError, TypeError):

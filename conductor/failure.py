@@ -6,17 +6,21 @@ where the fact is known, so nobody downstream has to read a message to classify 
 
 from __future__ import annotations
 
+from conductor.redaction import redact
 from gates import FailureClass
 
 
 class Failure(Exception):
-    """A classified failure; the message says what was seen and ends with the remedy."""
+    """A classified failure; the message says what was seen and ends with the remedy.
+
+    It holds no secret, whatever a tool said: everybody who tells of the failure repeats it.
+    """
 
     def __init__(self, failure_class: FailureClass, message: str) -> None:
         """Keep both for the journal, the report and the exit code."""
-        super().__init__(message)
         self.failure_class = failure_class
-        self.message = message
+        self.message = redact(message)
+        super().__init__(self.message)
 
 
 class Stalled(Failure):

@@ -1,4 +1,7 @@
-"""Durable writes: a reader sees the old file or the whole new one, never a part of either."""
+"""Durable writes: a reader sees the old file or the whole new one, never a part of either.
+
+What is written as text or as a document holds no secret (``conductor.redaction``).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from threading import get_native_id
 from typing import Any
+
+from conductor.redaction import known_forms, redact, redact_document, redact_known
+
+_CHUNK_BYTES = 8 * 2**20
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -46,13 +53,57 @@ def sync_directory(directory: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8; see :func:`write_bytes`."""
-    write_bytes(path, text.encode())
+    """Write ``text`` as UTF-8 without its secrets; see :func:`write_bytes`."""
+    write_bytes(path, redact(text).encode())
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Write ``document`` as indented JSON; NaN and infinity are refused."""
-    write_text(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
+    """Write ``document`` as indented JSON without its secrets; NaN and infinity are refused."""
+    write_bytes(path, _dumps(document).encode())
+
+
+def _dumps(document: Any) -> str:
+    """Return ``document`` as redacted JSON: value by value, so that it stays JSON.
+
+    That is done only where the text holds a secret at all, which is quickly seen.
+    """
+    text = json.dumps(document, indent=2, allow_nan=False) + "\n"
+    if redact(text) == text:
+        return text
+    return json.dumps(redact_document(document), indent=2, allow_nan=False) + "\n"
+
+
+def redact_files(directory: Path) -> list[Path]:
+    """Replace known secrets in the files that tools wrote below ``directory``; return which.
+
+    Logs are passed over: what is written into them is redacted already, and they may grow. What
+    only looks like a secret is left alone: these are the tools' files, and answers of a model.
+
+    Raises:
+        OSError: a file cannot be read or replaced.
+    """
+    forms = [form.encode("utf-8", "surrogateescape") for form in known_forms()]
+    found = []
+    for where, _, names in os.walk(directory):
+        for path in (Path(where) / name for name in sorted(names)):
+            if path.suffix != ".log" and path.is_file() and _holds_any(path, forms):
+                text = path.read_bytes().decode("utf-8", "surrogateescape")
+                write_bytes(path, redact_known(text).encode("utf-8", "surrogateescape"))
+                found.append(path)
+    return found
+
+
+def _holds_any(path: Path, forms: list[bytes]) -> bool:
+    """Tell whether a file holds one of ``forms``, reading it in pieces that overlap."""
+    overlap = max(map(len, forms), default=1) - 1
+    end = b""
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            piece = end + chunk
+            if any(form in piece for form in forms):
+                return True
+            end = piece[max(0, len(piece) - overlap) :]
+    return False
 
 
 def read_json(path: Path) -> Any:

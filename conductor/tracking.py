@@ -10,13 +10,14 @@ Invariants:
 - Sending again changes nothing: runs are found by the tag ``day0.run_id``, and values that a run
   already has are not logged again.
 - User names, passwords and queries in a tracking URI reach the child's environment and no file.
+- What is logged was redacted when it was planned: the child sends what is in the files, and adds
+  nothing.
 - One process at a time uses a SQLite store, and its file appears with every table in it: migrations
   that run twice at once, or are killed halfway, would leave a database that nothing opens again.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import logging
 import os
@@ -25,20 +26,31 @@ import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 
+from conductor.evidence.checklist import NAME as CHECKLIST
+from conductor.evidence.checklist import write_checklist
+from conductor.evidence.seal import reseal, seals
 from conductor.executors.environ import LOOPBACK_HOSTS
 from conductor.executors.local import POLL_S, Note, SupervisedProcess, describe_status, ignore
 from conductor.failure import Failure
-from conductor.files import read_json, write_bytes, write_json, write_text
+from conductor.files import read_json, write_bytes, write_json
+from conductor.redaction import (
+    REDACTED,
+    know,
+    redact,
+    redact_document,
+    uri_secrets,
+    without_credentials,
+)
 from conductor.report import validated, write_report
 from conductor.report.wording import Document, split_reason
 from conductor.run_lock import hold
@@ -87,17 +99,6 @@ TASK_METRICS = (
 )
 """Numbers of a task's row that are logged as they are."""
 LONGEST_DETAIL = 400
-SHORTEST_SECRET = 4
-"""Characters of a name, query value or part of a password that is hidden wherever it stands."""
-SCHEME = r"[A-Za-z][\w+.-]*://"
-LOCAL_URI = re.compile(
-    r"((?:sqlite[\w+]*|file):(?:///|/(?!/))[^?]*|\.{0,2}/(?!/)[^?]*)(?:\?.*)?", re.DOTALL
-)
-SERVED_URI = re.compile(
-    rf"((?:{SCHEME})?)(?:[^\s/?#]*@)?"
-    r"((?:[\w.-]*|\[[0-9A-Fa-f:.]+\])(?::\d+)?(?:/[^\s?#@]*)?)(?:[?#][^\s@]*)?"
-)
-UNREADABLE_URI = "a tracking URI that cannot be parsed"
 
 
 class TrackingStatus(StrEnum):
@@ -146,6 +147,8 @@ class TrackingPlan:
     release: PlannedRun
     stages: Mapping[str, PlannedRun]
     verdicts: Mapping[str, Any]
+    uri: str | None = None
+    experiment: str = EXPERIMENT
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> TrackingPlan:
@@ -165,10 +168,12 @@ def log_release(
     *,
     workspace: Path,
     environ: Mapping[str, str],
+    uri: str | None = None,
+    experiment: str = EXPERIMENT,
     limit_s: float = LIMIT_S,
     note: Note = ignore,
 ) -> Tracking:
-    """Log a release to ``MLFLOW_TRACKING_URI``, or to ``<workspace>/mlflow.db`` without it.
+    """Log a release to ``MLFLOW_TRACKING_URI``, else ``uri``, else ``<workspace>/mlflow.db``.
 
     The report is in ``run_dir`` already; when all is logged, it holds the run IDs and equals the
     attached one. Whatever goes wrong, the answer is a ``Tracking`` with the status ``unavailable``,
@@ -178,9 +183,10 @@ def log_release(
     Raises:
         ReportError: ``document`` is not a report document.
     """
-    plan = plan_release(validated(document), workspace=workspace)
+    planned = plan_release(validated(redact_document(document)), workspace=workspace)
+    plan = replace(planned, uri=uri, experiment=experiment)
     pending = (run_dir / PENDING).resolve()
-    uri = tracking_uri(environ, workspace)
+    uri = tracking_uri(environ, Path(plan.workspace), plan.uri)
     try:
         write_json(pending, asdict(plan))
     except OSError as error:
@@ -224,6 +230,9 @@ def sync_runs(
     hangs = False
     for run_dir in run_dirs:
         if not (run_dir / PENDING).exists():
+            if seals(run_dir, PENDING):  # an earlier sync died when all was sent
+                with contextlib.suppress(Failure, OSError), hold(run_dir):
+                    _seal_sent(run_dir)
             continue
         started = time.monotonic()
         if hangs:
@@ -242,10 +251,19 @@ def _sync(run_dir: Path, *, environ: Mapping[str, str], limit_s: float) -> Track
     try:
         plan = _read_plan(pending)
         with hold(run_dir):
-            uri = tracking_uri(environ, Path(plan.workspace))
-            return _send_bounded(pending, uri=uri, environ=environ, limit_s=limit_s)
+            uri = tracking_uri(environ, Path(plan.workspace), plan.uri)
+            tracking = _send_bounded(pending, uri=uri, environ=environ, limit_s=limit_s)
+            _seal_sent(run_dir)
+            return tracking
     except (Failure, OSError, ValueError) as error:
         return Tracking(status=TrackingStatus.UNAVAILABLE, uri=None, detail=str(error))
+
+
+def _seal_sent(run_dir: Path) -> None:
+    """Seal again what sending writes into a finished run, with the checklist that tells of it."""
+    write_checklist(run_dir)
+    changed = (*REPORT_FILES, CHECKLIST, PENDING, RESULT, LOG)
+    reseal(run_dir, changed, clock=lambda: datetime.now(UTC))
 
 
 def _send_bounded(
@@ -296,22 +314,10 @@ def plan_release(document: Document, *, workspace: Path) -> TrackingPlan:
     )
 
 
-def tracking_uri(environ: Mapping[str, str], workspace: Path) -> str:
+def tracking_uri(environ: Mapping[str, str], workspace: Path, configured: str | None = None) -> str:
     """Return the tracking URI in force, credentials included."""
-    return environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workspace.resolve()}/mlflow.db"
-
-
-def without_credentials(uri: str) -> str:
-    """Return ``uri`` without user, password, query and fragment.
-
-    Of one that can be read in two ways, such as with an ``@`` after the host, the scheme is shown.
-    """
-    if local := LOCAL_URI.fullmatch(uri):
-        return local[1]
-    if served := SERVED_URI.fullmatch(uri):
-        return served[1] + served[2]
-    scheme = re.match(SCHEME, uri)
-    return f"{scheme[0]}***" if scheme else UNREADABLE_URI
+    own = f"sqlite:///{workspace.resolve()}/mlflow.db"
+    return environ.get("MLFLOW_TRACKING_URI") or configured or own
 
 
 def send(plan: TrackingPlan, run_dir: Path, *, uri: str, experiment: str) -> Tracking:
@@ -367,14 +373,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if len(arguments) != 1:
         sys.stderr.write("usage: python -m conductor.tracking RUN_DIR/tracking-pending.json\n")
         return 2
+    know(os.environ)
     pending = Path(arguments[0])
     try:
         plan = _read_plan(pending)
     except ValueError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    uri = tracking_uri(os.environ, Path(plan.workspace))
-    experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+    uri = tracking_uri(os.environ, Path(plan.workspace), plan.uri)
+    experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or plan.experiment
     os.environ.update(_settings(os.environ))
     logging.getLogger("alembic").setLevel(logging.ERROR)
     try:
@@ -558,7 +565,6 @@ def _send_in_child(
     ) as child:
         while (status := child.poll()) is None and time.monotonic() < deadline:
             time.sleep(POLL_S)
-    write_text(log, _redact(log.read_text(encoding="utf-8", errors="replace"), uri))
     try:
         answer: Mapping[str, Any] = read_json(result)
     except FileNotFoundError:
@@ -683,42 +689,16 @@ def _cause(error: BaseException) -> str:
 
 def _redact(text: str, uri: str) -> str:
     """Drop the credentials of ``uri``, and those in any other URL or header, from ``text``."""
-    secrets = _secrets(uri)
+    secrets = sorted(uri_secrets(uri), key=len, reverse=True)
     return without_credentials(uri).join(_hide(part, secrets) for part in text.split(uri))
 
 
-def _hide(text: str, secrets: Iterable[str]) -> str:
-    for secret in sorted(secrets, key=len, reverse=True):
-        text = text.replace(secret, "***")
-    text = re.sub(r"(?<=://)([^\s/]*|[^\s/@]*:\S*)@", "", text)
+def _hide(text: str, secrets: Sequence[str]) -> str:
+    """Hide ``secrets``, and what may be one in a message about some other URI."""
+    if secrets:
+        text = re.sub("|".join(map(re.escape, secrets)), REDACTED, text)
     text = re.sub(r"[^\s/:@'\"]+:[^\s/@]+@", "", text)
-    text = re.sub(r"\b(Basic|Bearer)\s+[\w.~+/=-]+", r"\1 ***", text, flags=re.IGNORECASE)
-    return re.sub(r"\?\S+", "?***", text)
-
-
-def _secrets(uri: str) -> set[str]:
-    """Return what may not be shown of ``uri``: as it is, quoted, unquoted, in base64."""
-    found: set[str] = set()
-    for form in (uri, unquote(uri)):
-        query = re.split(r"[?#]", form, maxsplit=1)[1:]
-        long = [part.rpartition("=")[2] for part in re.split(r"[&;#]", "".join(query))]
-        if not LOCAL_URI.fullmatch(form):
-            userinfo = re.sub(rf"^{SCHEME}", "", form).rpartition("@")[0]
-            user, _, password = userinfo.partition(":")
-            found |= {userinfo, password, *_basic(user, password), *_basic(user, password.strip())}
-            long += [user, *re.split(r"[:@/]", password)]
-        found |= {*query, *(value for value in long if len(value) >= SHORTEST_SECRET)}
-    stripped = {secret.strip() for secret in found}
-    return {form for secret in stripped for form in (secret, unquote(secret), quote(secret))} - {""}
-
-
-def _basic(user: str, password: str) -> set[str]:
-    """Return ``user:password`` in the base64 forms of an Authorization header; none without any."""
-    if not user + password:
-        return set()
-    pair = unquote(f"{user}:{password}")
-    encoded = (pair.encode("utf-8"), pair.encode("latin-1", errors="replace"))
-    return {base64.b64encode(data).decode().rstrip("=") for data in encoded}
+    return redact(re.sub(r"\?\S+", f"?{REDACTED}", text))
 
 
 if __name__ == "__main__":

@@ -226,6 +226,16 @@ def test_what_the_answers_depend_on(
     assert (document_digest(before) == document_digest(after)) is not bool(fields)
 
 
+def test_a_credential_in_a_variable_is_in_no_key(ground: Ground) -> None:
+    digests = []
+    for password in ("first-secret", "later-secret"):
+        say_to_engine("VLLM_ENDPOINT", f"http://user:{password}@host/x")(ground)
+        key = key_of(ground)
+        assert key["variables.VLLM_ENDPOINT"] == "http://[REDACTED]@host/x"
+        digests.append(document_digest(key))
+    assert digests[0] == digests[1], "who has it may change it"
+
+
 @pytest.mark.parametrize(
     ("settings", "fields"),
     [

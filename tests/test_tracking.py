@@ -23,13 +23,13 @@ import pytest
 import report_documents
 from filelock import FileLock
 
+from conductor.redaction import UNREADABLE_URI, without_credentials
 from conductor.report import write_report
 from conductor.run_lock import hold
 from conductor.tracking import (
     LOG,
     PENDING,
     RESULT,
-    UNREADABLE_URI,
     Tracking,
     TrackingPlan,
     TrackingStatus,
@@ -41,7 +41,6 @@ from conductor.tracking import (
     plan_release,
     sync_runs,
     tracking_uri,
-    without_credentials,
 )
 
 if TYPE_CHECKING:
@@ -245,7 +244,7 @@ def test_tracking_uri_is_shown_without_credentials(text: str, shown: str) -> Non
 def test_credentials_are_dropped_from_messages(message: str) -> None:
     shown = _redact(message, "https://bob:s3%40t@mlflow.example")
     assert "s3" not in shown
-    assert "***" in shown
+    assert "[REDACTED]" in shown
 
 
 @pytest.mark.parametrize(
@@ -282,15 +281,15 @@ def test_odd_uri_leaves_no_credentials_in_messages(uri: str, message: str) -> No
     "uri", ["https://us3r:s3cr3t@h", "us3r:s3cr3t@h", "https://us3r:s3cr3t @h"]
 )
 def test_basic_form_of_the_credentials_is_dropped_without_its_word(uri: str) -> None:
-    assert _redact("you sent dXMzcjpzM2NyM3Q= to me", uri) == "you sent ***= to me"
+    assert _redact("you sent dXMzcjpzM2NyM3Q= to me", uri) == "you sent [REDACTED]= to me"
 
 
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
         ("at http://a:b@c and http://d:e@f", "at http://c and http://f"),
-        ("get http://c/x?sig=1 now", "get http://c/x?*** now"),
-        ("authorization: bearer abc.d-e", "authorization: bearer ***"),
+        ("get http://c/x?sig=1 now", "get http://c/x?[REDACTED] now"),
+        ("authorization: bearer abc.d-e", "authorization: bearer [REDACTED]"),
         ("Is it up? Ask at 10:30.", "Is it up? Ask at 10:30."),
     ],
     ids=["user-information", "query", "bearer", "sentence-kept"],
@@ -304,6 +303,8 @@ def test_local_store_is_the_default(value: str | None, tmp_path: Path) -> None:
     environ = {} if value is None else {"MLFLOW_TRACKING_URI": value}
     assert tracking_uri(environ, tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
     assert tracking_uri({"MLFLOW_TRACKING_URI": "http://h"}, tmp_path) == "http://h"
+    assert tracking_uri(environ, tmp_path, "http://configured") == "http://configured"
+    assert tracking_uri({"MLFLOW_TRACKING_URI": "http://h"}, tmp_path, "http://c") == "http://h"
 
 
 def test_settings_bound_requests_and_keep_proxies_off_loopback() -> None:
@@ -589,7 +590,7 @@ def test_silent_server_costs_seconds_and_keeps_the_record(
             assert secret not in path.read_text("utf-8"), path
         assert secret not in json.dumps(tracking.document())
     log = (place.run_dir / LOG).read_text("utf-8")
-    assert "'***'" in log
+    assert "'[REDACTED]'" in log
     assert f"unavailable at http://{address}: " in log
 
     (synced,) = sync_runs([place.run_dir], environ=place.environ())
@@ -666,6 +667,27 @@ def test_result_of_an_earlier_try_is_not_taken_for_this_one(tmp_path: Path) -> N
     assert again.status is TrackingStatus.UNAVAILABLE
     assert "left no result (exit status 1)" in again.detail
     assert place.pending.exists()
+
+
+@pytest.mark.tools
+def test_configured_store_and_experiment_hold_also_for_what_is_sent_later(
+    tmp_path: Path, client_for: Callable[[str], MlflowClient]
+) -> None:
+    place = Place(tmp_path / "workspace", "accept")
+    uri = f"sqlite:///{tmp_path}/chosen.db"
+    late = log_release(
+        place.document,
+        place.run_dir,
+        workspace=place.workspace,
+        environ=place.environ(PYTHONHOME=str(tmp_path)),
+        uri=uri,
+        experiment="nightly",
+    )
+    assert (late.status, late.uri) == (TrackingStatus.UNAVAILABLE, uri)
+    (synced,) = sync_runs([place.run_dir], environ=place.environ())
+    assert (synced.logged, synced.tracking.uri) == (True, uri)
+    assert client_for(uri).get_experiment_by_name("nightly") is not None
+    assert not (place.workspace / "mlflow.db").exists()
 
 
 class TestSync:

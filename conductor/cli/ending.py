@@ -18,6 +18,7 @@ import typer
 
 from conductor.executors.local import end_at_once
 from conductor.failure import Failure
+from conductor.redaction import know, redact
 from gates import FailureClass
 
 if TYPE_CHECKING:
@@ -78,7 +79,11 @@ class Ending:
 
 @contextmanager
 def ending_well() -> Iterator[Ending]:
-    """Turn what may stop a command into one message and a documented exit code."""
+    """Turn what may stop a command into one message and a documented exit code.
+
+    From here on this process knows its secrets, and hides them in whatever it writes or says.
+    """
+    know(os.environ, sys.argv)
     ending = Ending()
     _show_any_name()
     # Also where a shell started us with SIGINT ignored, as it does for background jobs.
@@ -97,7 +102,7 @@ def ending_well() -> Iterator[Ending]:
         raise
     except Exception as error:
         # An exit code of 1 says REGRESSION; a defect of ours must not look like one.
-        traceback.print_exc(limit=-3)
+        print(redact(traceback.format_exc(limit=-3)), end="", file=sys.stderr)
         stop(EXIT_SYSTEMIC, f"error: a defect of day0: {type(error).__name__}: {error}")
     except KeyboardInterrupt:
         _on_signals(signal.SIG_IGN)  # one more changes nothing about the end
@@ -117,6 +122,6 @@ def _show_any_name() -> None:
 
 
 def stop(code: int, message: str) -> NoReturn:
-    """Print one message and end with an exit code."""
-    print(message, file=sys.stderr)
+    """Print one message, without its secrets, and end with an exit code."""
+    print(redact(message), file=sys.stderr)
     raise typer.Exit(code)

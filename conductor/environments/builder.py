@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -31,6 +31,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from conductor import files
 from conductor.compatibility import Device
 from conductor.failure import Failure
+from conductor.redaction import redact
 from gates import FailureClass
 
 HERE = Path(__file__).parent
@@ -205,11 +206,22 @@ class Environments:
 
     def versions(self, name: str) -> dict[str, str]:
         """Return the version of every package that is installed; empty when nothing is built."""
-        installed = {}
-        for path in self._home(name).glob("lib/python*/site-packages/*.dist-info"):
-            package, _, version = path.name.removesuffix(".dist-info").partition("-")
-            installed[package.lower().replace("_", "-")] = version
-        return dict(sorted(installed.items()))
+        return {
+            package: version for package, version, _ in _distributions(self._site_packages(name))
+        }
+
+    def packages(self, name: str) -> dict[str, dict[str, str | None]]:
+        """Return of every package that is installed what :func:`installed_packages` says."""
+        return installed_packages(self._site_packages(name))
+
+    def python_version(self, name: str) -> str | None:
+        """Return the version of an environment's Python, or ``None`` where none is built."""
+        try:
+            lines = (self._home(name) / "pyvenv.cfg").read_text(encoding="utf-8").splitlines()
+        except OSError:
+            return None
+        settings = (line.partition("=") for line in lines)
+        return next((v.strip() for name, _, v in settings if name.strip() == "version_info"), None)
 
     def size_bytes(self, name: str) -> int:
         """Return the disk space of a built environment, links to uv's cache counted in full."""
@@ -250,6 +262,9 @@ class Environments:
 
     def _home(self, name: str) -> Path:
         return self.root / find(name).name
+
+    def _site_packages(self, name: str) -> list[Path]:
+        return list(self._home(name).glob("lib/python*/site-packages"))
 
     def _check_disk(self, name: str) -> None:
         needed = DISK_FACTOR * ENVIRONMENTS[name].size_bytes
@@ -323,7 +338,7 @@ class _Installer:
             errors="replace",
         ) as process:
             try:
-                for line in process.stdout or ():
+                for line in map(redact, process.stdout or ()):
                     self.log.write(line)
                     tail.append(line.rstrip())
                     self.on_line(line.rstrip())
@@ -339,6 +354,34 @@ class _Installer:
                 "Check the network, the package index (PIP_INDEX_URL, PIP_FIND_LINKS) and the "
                 f"disk; the whole output is in {self.log.name}.",
             )
+
+
+def installed_packages(directories: Iterable[Path]) -> dict[str, dict[str, str | None]]:
+    """Return ``{package: {"version", "sha256"}}`` of what is installed under ``directories``.
+
+    ``sha256`` is that of the package's ``RECORD``, which holds the digest of each of its files;
+    ``None`` where its installer left none.
+    """
+    return {
+        package: {"version": version, "sha256": _record_digest(path)}
+        for package, version, path in _distributions(directories)
+    }
+
+
+def _distributions(directories: Iterable[Path]) -> list[tuple[str, str, Path]]:
+    """Return name, version and metadata directory of every installed package, by name."""
+    found = {}
+    for path in (path for directory in directories for path in directory.glob("*.dist-info")):
+        package, _, version = path.name.removesuffix(".dist-info").partition("-")
+        found[package.lower().replace("_", "-")] = version, path
+    return [(package, version, path) for package, (version, path) in sorted(found.items())]
+
+
+def _record_digest(path: Path) -> str | None:
+    try:
+        return hashlib.sha256((path / "RECORD").read_bytes()).hexdigest()
+    except OSError:
+        return None
 
 
 def uv_command(*arguments: str) -> list[str]:

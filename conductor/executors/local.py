@@ -15,8 +15,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import gettempdir
@@ -26,7 +26,8 @@ from typing import Any
 from conductor.executors import processes
 from conductor.executors.environ import on_path
 from conductor.failure import Failure, Stalled
-from conductor.files import read_json, write_json
+from conductor.files import read_json, redact_files, write_json, write_text
+from conductor.redaction import know, redact, redact_document
 from gates import FailureClass
 
 SUPERVISOR = Path(__file__).with_name("supervise.py")
@@ -38,6 +39,7 @@ SIGNALLED = 128  # an exit status above this is 128 + the signal that ended the 
 PLACES = frozenset({"model_path", "output_dir"})
 """Fields of a request that say where something is, not what it is."""
 RECORD = "worker.process.json"
+LOG = "stdout.log"
 AT_ONCE_S = 2.0
 ANSWER_S = 5.0  # beyond its grace a supervisor gets this long before its family is killed
 LONGEST_LOOK_S = 30.0
@@ -87,6 +89,7 @@ class SupervisedProcess:
         self._family = processes.Family(token=secrets.token_hex(16), root=None)
         if record:
             processes.write_record(record, self._family.token, None)
+        know(environ, command)
         _LIVE.add(self)  # before the start, so that no signal falls between
         try:
             with log.open("ab") as stream:
@@ -241,7 +244,8 @@ def run_worker(
         environ: the worker's environment; a token by which its processes are known is added.
         progress: called with (done, total, doing) whenever the worker reports something new.
         still_useful: called at every poll; raises to end the worker early (a dead server, say).
-        note: called with ``tool_started`` before the start and ``tool_finished`` after the end.
+        note: called with ``tool_started`` before the start, ``tool_finished`` after the end, and
+            ``secrets_hidden`` where a file that the worker wrote held one.
         stall_s: end a worker that reported nothing new for so many seconds.
 
     Raises:
@@ -252,14 +256,14 @@ def run_worker(
     stage_dir.mkdir(parents=True, exist_ok=True)
     processes.end_recorded(stage_dir / RECORD)
     # The old result goes before the new request comes: the two on disk always belong together.
-    for stale in ("result.json", "progress.json"):
+    for stale in ("result.json", "progress.json", exit_code_file(Path(LOG)).name):
         (stage_dir / stale).unlink(missing_ok=True)
     write_json(stage_dir / "request.json", request)
     tool = {"tool": worker.script, "directory": stage_dir}
     ended_as = "ended"
     note("tool_started", **tool)
     try:
-        result = _run(worker, stage_dir, environ, progress, still_useful, stall_s)
+        result = _run(worker, stage_dir, environ, progress, still_useful, note, stall_s)
         ended_as = "ok"
     except _WorkerEnd as end:
         ended_as = end.ended_as
@@ -280,7 +284,7 @@ def kept_result(stage_dir: Path, request: Mapping[str, Any]) -> dict[str, Any] |
         result = _read_result(stage_dir)
         if result and result["status"] == "ok":
             asked = read_json(stage_dir / "request.json")
-            wanted = json.loads(json.dumps(request))
+            wanted = redact_document(json.loads(json.dumps(request)))
             differing = {n for n in {*asked, *wanted} if asked.get(n) != wanted.get(n)}
             return result if differing <= PLACES else None
     return None
@@ -300,15 +304,19 @@ def _run(
     environ: Mapping[str, str],
     progress: Progress,
     still_useful: Callable[[], None],
+    note: Note,
     stall_s: float | None,
 ) -> dict[str, Any]:
     watchdog = _Watchdog(stall_s)
-    with SupervisedProcess(
-        [*worker.command, str(stage_dir)],
-        environ=on_path(environ, worker.interpreter),
-        log=stage_dir / "stdout.log",
-        record=stage_dir / RECORD,
-    ) as process:
+    with (
+        _without_secrets(stage_dir, note),
+        SupervisedProcess(
+            [*worker.command, str(stage_dir)],
+            environ=on_path(environ, worker.interpreter),
+            log=stage_dir / LOG,
+            record=stage_dir / RECORD,
+        ) as process,
+    ):
         reported = None
         while process.poll() is None and not watchdog.barks:
             still_useful()
@@ -319,12 +327,24 @@ def _run(
             watchdog.see(latest)
             time.sleep(POLL_S)
     result = _read_result(stage_dir)
+    if result is None or result["status"] != "ok":
+        keep_exit_code(stage_dir / LOG, process.poll())
     if result is None:
         still_useful()  # what ended the worker may be what it depends on
         raise _explain(worker, stage_dir, environ, process, watchdog)
     if result["status"] != "ok":
         raise _WorkerEnd("failed", FailureClass(result["failure_class"]), result["message"])
     return result
+
+
+@contextmanager
+def _without_secrets(stage_dir: Path, note: Note) -> Iterator[None]:
+    """Hide the secrets in what a worker wrote, however it ended, before anybody reads it."""
+    try:
+        yield
+    finally:
+        if hidden := redact_files(stage_dir):
+            note("secrets_hidden", files=hidden)
 
 
 class _Watchdog:
@@ -356,7 +376,7 @@ class _Watchdog:
 def _read_progress(stage_dir: Path) -> tuple[int, int, str] | None:
     try:
         document = read_json(stage_dir / "progress.json")
-        return document["done"], document["total"], document["doing"]
+        return document["done"], document["total"], redact(document["doing"])
     except (FileNotFoundError, ValueError, LookupError, TypeError, RecursionError):
         return None
 
@@ -380,7 +400,7 @@ def _explain(
     watchdog: _Watchdog,
 ) -> _WorkerEnd:
     """Say why a worker left no result."""
-    log = stage_dir / "stdout.log"
+    log = stage_dir / LOG
     if watchdog.barks:
         return _WorkerEnd(
             "stalled",
@@ -419,6 +439,21 @@ def _full_disk(directories: Iterable[Path]) -> Path | None:
             if room.f_bavail * room.f_frsize < FULL_DISK_BYTES or no_files:
                 return directory
     return None
+
+
+def exit_code_file(log: Path) -> Path:
+    """Return where the exit code of a process that did not end well lies, beside its log."""
+    return log.with_suffix(".exit_code")
+
+
+def keep_exit_code(log: Path, status: int | None) -> None:
+    """Write the exit code of the process that wrote ``log`` beside it; None is of one that runs.
+
+    A disk that is full must not hide what the process came to.
+    """
+    if status is not None:
+        with suppress(OSError):
+            write_text(exit_code_file(log), f"{status}\n")
 
 
 def describe_status(status: int) -> str:
