@@ -1,7 +1,8 @@
-"""What a release was asked to do: defaults, then a YAML file, then the command line.
+"""What a release was asked to do: defaults, then YAML files, then the command line.
 
-Each value is known by its dotted name (``engine.health_timeout_s``) in the file, in messages and in
-``config.resolved.yaml``, which records where it came from.
+Files may extend each other; ``conductor.config_files`` reads them. Each value is known by its
+dotted name (``engine.health_timeout_s``) in the file, in messages and in ``config.resolved.yaml``,
+which records where it came from.
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ from dataclasses import dataclass
 from enum import Enum, StrEnum
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from conductor.compatibility import Engine, Quantizer
+from conductor.config_files import PURPOSE, read_config_file
+from conductor.deterministic import PINNED, contradictions, pin_settings
 from conductor.documents import read_yaml, validate
 from conductor.failure import Failure
 from conductor.models import DEMO
+from conductor.redaction import redact_document
 from conductor.suites import BUILT_IN
 from gates import RECIPES, FailureClass
 from gates.criteria import SCORE_THRESHOLD
@@ -54,6 +59,12 @@ DEFAULTS: Mapping[str, Any] = {
     "evaluation.concurrency": 16,
     "evaluation.prompts_per_request": 8,
     "evaluation.request_timeout_s": 600,
+    "run_name": None,
+    "executor": "local",
+    "deterministic": False,
+    "smoke": False,
+    "tracking.uri": None,
+    "tracking.experiment": "day0",
     "dry_run": False,
     "overlap": "auto",
     "fresh_baseline": False,
@@ -73,6 +84,11 @@ BUILT_IN_NAMES = frozenset({DEMO, *BUILT_IN, *RECIPES})
 
 DEFAULT = "default"
 OPTION = "command line"
+ENTRY = "config"
+"""Stands among the recorded settings for the file that was named with ``--config``."""
+
+Origins = Mapping[str, tuple[Any, str]]
+"""Values by dotted name, each with where it comes from."""
 
 
 class Rule(StrEnum):
@@ -88,6 +104,23 @@ class Overlap(StrEnum):
     AUTO = "auto"
     ALWAYS = "always"
     NEVER = "never"
+
+
+class Executor(StrEnum):
+    """Where workers and servers run."""
+
+    LOCAL = "local"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Where releases are logged unless the variables of MLflow say otherwise.
+
+    Without a ``uri`` that is the workspace.
+    """
+
+    uri: str | None
+    experiment: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,17 +195,31 @@ class Config:
     concurrency: int
     prompts_per_request: int
     request_timeout_s: int
+    run_name: str | None
+    executor: Executor
+    deterministic: bool
+    smoke: bool
+    smoke_purpose: Mapping[str, str]
+    tracking: TrackingConfig
     dry_run: bool
     overlap: Overlap
     fresh_baseline: bool
     retry: Retry
     watchdog: Watchdog
-    origins: Mapping[str, tuple[Any, str]]
+    origins: Origins
+    overridden: Origins
+    entry: Path | None
 
     def document(self) -> dict[str, dict[str, Any]]:
-        """Every value with its origin, as written to ``config.resolved.yaml``."""
+        """Every value with its origin, as written to ``config.resolved.yaml``.
+
+        The file that was named is told as well: the origins may be files that it extends, and it is
+        the one to read again.
+        """
+        named = {ENTRY: (str(self.entry), OPTION)} if self.entry else {}
         return {
-            name: {"value": value, "from": origin} for name, (value, origin) in self.origins.items()
+            name: {"value": value, "from": origin}
+            for name, (value, origin) in (named | dict(self.origins)).items()
         }
 
 
@@ -181,20 +228,18 @@ def load_config(
     options: Mapping[str, Any],
     required: Iterable[str] = ("model", "recipe"),
 ) -> Config:
-    """Merge the defaults, the file at ``path`` and the command line's ``options``.
+    """Merge the defaults, the file at ``path`` with all it extends, and the ``options``.
 
     Args:
         path: a YAML file, or None.
-        options: values by dotted name; None means that the option was not given.
+        options: values of the command line by dotted name; None means that one was not given.
         required: names without which the command cannot work.
 
     Raises:
-        Failure: USER_CONFIG_ERROR when the file is malformed or a required name is missing.
+        Failure: USER_CONFIG_ERROR when a file is malformed or a required name is missing.
     """
-    values = {name: (value, DEFAULT) for name, value in DEFAULTS.items()}
-    if path is not None:
-        values |= _read_file(path)
-    return _complete(values | _read_options(options), required)
+    files, given = _read_files(path), _read_options(options)
+    return _complete(_defaults() | files | given, required, _overridden(files, given), path)
 
 
 def load_recorded(
@@ -221,20 +266,40 @@ def load_recorded(
         )
     document = read_yaml(recorded, schema="resolved_config", what="recorded configuration")
     then = {name: (entry["value"], entry["from"]) for name, entry in document.items()}
+    entry_then = _take_entry(then)
     validate(
         _nest({n: v for n, (v, _) in then.items() if v is not None}),
         schema="config",
         where=f"recorded configuration {recorded}",
     )
-    now = {name: (value, DEFAULT) for name, value in DEFAULTS.items()}
-    files = {str(path)} if path else {origin for _, origin in then.values()} - {DEFAULT, OPTION}
-    for file in sorted(files):
-        now |= _read_file(Path(file))
-    now |= {name: entry for name, entry in then.items() if entry[1] == OPTION}
-    now |= _read_options(options)
+    entry = path or entry_then
+    files = _read_files(entry)
+    given = {name: each for name, each in then.items() if each[1] == OPTION}
+    given |= _read_options(options)
+    now = _defaults() | files | given
     now["workspace"] = _workspace_of(recorded.parent) or then.get("workspace", now["workspace"])
-    complete = {name: (value, DEFAULT) for name, value in DEFAULTS.items()} | then
-    return _complete(complete, ()), _complete(now, ("model", "recipe"))
+    return (
+        _complete(_defaults() | then, (), {}, entry_then),
+        _complete(now, ("model", "recipe"), _overridden(files, given), entry),
+    )
+
+
+def _overridden(files: Origins, given: Origins) -> Origins:
+    """Return what files say and the command line says otherwise, as the files say it."""
+    return {
+        name: stated for name, stated in files.items() if given.get(name, stated)[0] != stated[0]
+    }
+
+
+def _take_entry(recorded: dict[str, tuple[Any, str]]) -> Path | None:
+    """Take the file that was named from what is recorded.
+
+    A record from before files could extend each other names it as the origin of values only.
+    """
+    named = recorded.pop(ENTRY, None)
+    origins = {origin for _, origin in recorded.values()} - {DEFAULT, OPTION, PINNED}
+    found = named[0] if named else next(iter(origins), None)
+    return Path(found) if found else None
 
 
 def _workspace_of(run_dir: Path) -> tuple[str, str] | None:
@@ -243,9 +308,13 @@ def _workspace_of(run_dir: Path) -> tuple[str, str] | None:
     return (str(runs.parent), OPTION) if runs.name == "runs" else None
 
 
-def _read_file(path: Path) -> dict[str, tuple[Any, str]]:
-    document = read_yaml(path, schema="config", what="configuration")
-    return {name: (value, str(path.absolute())) for name, value in _flatten(document).items()}
+def _defaults() -> dict[str, tuple[Any, str]]:
+    return {name: (value, DEFAULT) for name, value in DEFAULTS.items()}
+
+
+def _read_files(path: Path | None) -> dict[str, tuple[Any, str]]:
+    entries = read_config_file(path) if path else {}
+    return {name: (entry.value, str(entry.file)) for name, entry in entries.items()}
 
 
 def _read_options(options: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
@@ -258,7 +327,12 @@ def _read_options(options: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
     return {name: (value, OPTION) for name, value in given.items()}
 
 
-def _complete(values: dict[str, tuple[Any, str]], required: Iterable[str]) -> Config:
+def _complete(
+    values: dict[str, tuple[Any, str]],
+    required: Iterable[str],
+    overridden: Origins,
+    entry: Path | None,
+) -> Config:
     """Check what is required and what fits together; paths become absolute, to be found again."""
     for name in MAY_BE_PATHS:
         value, origin = values[name]
@@ -273,45 +347,87 @@ def _complete(values: dict[str, tuple[Any, str]], required: Iterable[str]) -> Co
             )
     if values["suite"][0] is None:
         values["suite"] = (_default_suite(values["model"][0]), "default")
-    _check_together({name: value for name, (value, _) in values.items()})
-    return _build(values)
+    if values["deterministic"][0]:
+        _refuse(contradictions(values, OPTION))
+        values = pin_settings(values)
+    _refuse(_contradictions(values))
+    _refuse(_secrets_in(values))
+    return _build(values, overridden, entry and entry.absolute())
 
 
-def _check_together(values: Mapping[str, Any]) -> None:
-    """Refuse settings that contradict each other or would be ignored."""
+def _secrets_in(values: Origins) -> list[str]:
+    """Name the settings that hold a secret: all of them are recorded, compared and shown."""
+    return [
+        f"{name} ({origin}) holds a secret, or what looks like one, and would be recorded; take it "
+        "out, and give it in an environment variable (servers get an API key of their own)"
+        for name, (value, origin) in values.items()
+        if redact_document(value) != value
+    ]
+
+
+def _contradictions(settings: Origins) -> list[str]:
+    """Say which settings contradict each other or would be ignored, and where they come from."""
+    values = {name: value for name, (value, _) in settings.items()}
     until_decided = values["until_decided"]
-    problems = {
+    purposes = [name for name in values if name.startswith(PURPOSE)]
+    problems: Mapping[str, tuple[bool, Iterable[str]]] = {
         "limit cannot stand beside until_decided: give max_samples instead, which bounds how many "
-        "questions are asked": until_decided and values["limit"] is not None,
+        "questions are asked": (
+            until_decided and values["limit"] is not None,
+            ("limit", "until_decided"),
+        ),
         "rule: threshold cannot stand beside until_decided: observed drops give no ground to stop "
-        "early; leave one of the two out": until_decided and values["rule"] == Rule.THRESHOLD,
+        "early; leave one of the two out": (
+            until_decided and values["rule"] == Rule.THRESHOLD,
+            ("rule", "until_decided"),
+        ),
         "max_samples needs until_decided; to ask only the first documents, give limit": (
-            values["max_samples"] is not None and not until_decided
+            values["max_samples"] is not None and not until_decided,
+            ("max_samples", "until_decided"),
         ),
         "first_batch needs until_decided": (
-            values["first_batch"] != DEFAULTS["first_batch"] and not until_decided
+            values["first_batch"] != DEFAULTS["first_batch"] and not until_decided,
+            ("first_batch", "until_decided"),
         ),
-        "max_repeats needs until_decided": values["max_repeats"] > 1 and not until_decided,
+        "max_repeats needs until_decided": (
+            values["max_repeats"] > 1 and not until_decided,
+            ("max_repeats", "until_decided"),
+        ),
+        "smoke_purpose needs smoke: true; production differs from nothing": (
+            bool(purposes) and not values["smoke"],
+            ("smoke", *purposes),
+        ),
+        "tracking.uri holds credentials, and configurations are kept where others read them; give "
+        "them in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or the whole in "
+        "MLFLOW_TRACKING_URI": (_holds_credentials(values["tracking.uri"]), ("tracking.uri",)),
         "threshold must be under 1 beside rule: noninferiority: no drop is larger": (
-            values["threshold"] == 1 and values["rule"] == Rule.NONINFERIORITY
+            values["threshold"] == 1 and values["rule"] == Rule.NONINFERIORITY,
+            ("threshold", "rule"),
         ),
     }
-    if found := [problem for problem, holds in problems.items() if holds]:
-        raise Failure(FailureClass.USER_CONFIG_ERROR, "; ".join(found))
+    return [
+        f"{problem} ({', '.join(f'{name}: {settings[name][1]}' for name in names)})"
+        for problem, (holds, names) in problems.items()
+        if holds
+    ]
+
+
+def _refuse(problems: list[str]) -> None:
+    """Raise Failure when there are any."""
+    if problems:
+        raise Failure(FailureClass.USER_CONFIG_ERROR, "; ".join(problems))
+
+
+def _holds_credentials(uri: str | None) -> bool:
+    try:
+        parts = urlsplit(uri or "")
+    except ValueError:
+        return True  # unreadable, and so not to be repeated
+    return "@" in parts.netloc or bool(parts.query)
 
 
 def _default_suite(model: str) -> str:
     return "demo" if model == DEMO else "standard"
-
-
-def _flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in document.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
 
 
 def _whole(value: Any) -> Any:
@@ -322,12 +438,12 @@ def _whole(value: Any) -> Any:
 def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     document: dict[str, Any] = {}
     for name, value in flat.items():
-        section, _, key = name.rpartition(".")
+        section, _, key = name.partition(".") if "." in name else ("", "", name)
         (document.setdefault(section, {}) if section else document)[key] = value
     return document
 
 
-def _build(values: Mapping[str, tuple[Any, str]]) -> Config:
+def _build(values: Origins, overridden: Origins, entry: Path | None) -> Config:
     plain = {name: _whole(value) for name, (value, _) in values.items()}
 
     def section(prefix: str) -> dict[str, Any]:
@@ -364,10 +480,18 @@ def _build(values: Mapping[str, tuple[Any, str]]) -> Config:
         concurrency=evaluation["concurrency"],
         prompts_per_request=evaluation["prompts_per_request"],
         request_timeout_s=evaluation["request_timeout_s"],
+        run_name=plain["run_name"],
+        executor=Executor(plain["executor"]),
+        deterministic=plain["deterministic"],
+        smoke=plain["smoke"],
+        smoke_purpose=section("smoke_purpose"),
+        tracking=TrackingConfig(**section("tracking")),
         dry_run=plain["dry_run"],
         overlap=Overlap(plain["overlap"]),
         fresh_baseline=plain["fresh_baseline"],
         retry=Retry(**section("retry")),
         watchdog=Watchdog(**section("watchdog")),
         origins=values,
+        overridden=overridden,
+        entry=entry,
     )

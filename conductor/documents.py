@@ -28,19 +28,26 @@ def read_yaml(path: Path, *, schema: str, what: str) -> dict[str, Any]:
     Raises:
         Failure: USER_CONFIG_ERROR when the file cannot be read, is not YAML, or has another shape.
     """
+    document = read_mapping(path, where=f"{what} {path}")
+    validate(document, schema=schema, where=f"{what} {path}")
+    return document
+
+
+def read_mapping(path: Path, *, where: str) -> dict[str, Any]:
+    """Read the YAML mapping in ``path``, of whatever shape.
+
+    Raises:
+        Failure: USER_CONFIG_ERROR naming ``where`` when the file cannot be read, is not YAML, or
+            holds something other than a mapping.
+    """
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise _refuse(
-            f"{what} {path}", f"cannot be read ({error.strerror}); check the path"
-        ) from None
+        raise refuse(where, f"cannot be read ({error.strerror}); check the path") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise _refuse(
-            f"{what} {path}", f"is not valid YAML: {' '.join(str(error).split())}"
-        ) from None
+        raise refuse(where, f"is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(document, dict):
-        raise _refuse(f"{what} {path}", "must be a mapping of names to values")
-    validate(document, schema=schema, where=f"{what} {path}")
+        raise refuse(where, "must be a mapping of names to values")
     return document
 
 
@@ -52,18 +59,25 @@ def validate(document: Mapping[str, Any], *, schema: str, where: str) -> None:
     """
     import jsonschema_rs
 
-    text = resources.files("gates").joinpath(f"schemas/{schema}.json").read_text("utf-8")
     try:
-        errors = list(jsonschema_rs.validator_for(json.loads(text)).iter_errors(document))
+        errors = list(jsonschema_rs.validator_for(read_schema(schema)).iter_errors(document))
     except (TypeError, ValueError, OverflowError) as error:
-        raise _refuse(where, f"holds a value that JSON cannot: {error}") from None
+        raise refuse(where, f"holds a value that JSON cannot: {error}") from None
     if errors:
         problems = [
             f"{'.'.join(map(str, error.instance_path)) or 'the document'}: {error.message}"
             for error in errors
         ]
-        raise _refuse(where, "; ".join(problems))
+        raise refuse(where, "; ".join(problems))
 
 
-def _refuse(where: str, problem: str) -> Failure:
+def read_schema(name: str) -> dict[str, Any]:
+    """Return ``gates/schemas/<name>.json``."""
+    text = resources.files("gates").joinpath(f"schemas/{name}.json").read_text("utf-8")
+    schema: dict[str, Any] = json.loads(text)
+    return schema
+
+
+def refuse(where: str, problem: str) -> Failure:
+    """Return the failure that says what is wrong with a document, to be raised."""
     return Failure(FailureClass.USER_CONFIG_ERROR, f"{where}: {problem}")

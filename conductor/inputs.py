@@ -41,13 +41,14 @@ Scalar = str | int | float | bool | None
 
 CHANGES_NO_RESULT = (
     *("config.workspace", "config.overlap", "config.fresh_baseline"),
-    *("config.watchdog.", "config.retry."),
+    *("config.watchdog.", "config.retry.", "config.tracking.", "config.smoke_purpose."),
+    *("config.run_name", "config.executor"),
     *("config.engine.port", "config.engine.health_timeout_s"),
 )
 """Settings by which the same release is carried out elsewhere, or more patiently."""
 
 _MADE_FROM = (
-    "config.dry_run",
+    *("config.dry_run", "config.deterministic"),
     *("config.model", "config.recipe", "config.quantizer", "config.calibration.", "config.seed"),
     *("recipe.", "calibration.", "model.", "environment.quantize", "device"),
 )
