@@ -14,9 +14,17 @@ from pathlib import Path
 
 from conductor.compatibility import REASONS, TABLE
 from conductor.config import DEFAULTS
+from conductor.deterministic import (
+    BATCH_INVARIANT,
+    BATCH_INVARIANT_CAPABILITY,
+    BATCH_INVARIANT_VERSIONS,
+    SERVER_ARGUMENTS,
+    SETTINGS,
+)
 from conductor.files import write_text
 from conductor.probes.servability import loaders
 from conductor.quantizers import ADAPTERS
+from conductor.smoke_run import ARTIFACTS
 from conductor.stage_files import STAGE_GATES
 from gates import RECIPES, TRIAGE, Recipe, criteria
 from gates.criteria import MODULE_KINDS, SCALE_WIDENING
@@ -248,6 +256,33 @@ def _configuration() -> Iterable[str]:
     yield table(
         ["name", "default"],
         [[f"`{name}`", "" if value is None else f"`{value}`"] for name, value in DEFAULTS.items()],
+    )
+    yield "## What `deterministic` pins"
+    yield (
+        "Every tool gets `seed`, and the settings below get these values whatever a file says; an "
+        "option of the command line that contradicts them is refused."
+    )
+    yield table(
+        ["name", "value"], [[f"`{name}`", f"`{value}`"] for name, value in SETTINGS.items()]
+    )
+    capability = ".".join(map(str, BATCH_INVARIANT_CAPABILITY))
+    yield (
+        f"A vLLM server is given `{' '.join(SERVER_ARGUMENTS)}`, and `{BATCH_INVARIANT}=1` where "
+        f"its version ({', '.join(sorted(BATCH_INVARIANT_VERSIONS))}) and every accelerator "
+        f"(compute capability {capability} or higher) have that mode. Workers ask torch for "
+        "deterministic algorithms. A variable that the caller has set stays as it is: "
+        f"`{BATCH_INVARIANT}=0` spares a model for which vLLM refuses the mode. What was not "
+        "pinned is listed in the report with the reason."
+    )
+    yield "## What a `smoke` run must leave"
+    yield (
+        "Besides these files: a calibration sample that was run, where the recipe needs any; a "
+        "prompt that the served candidate answered; a scored sample of every task on both sides; "
+        "and metrics that the tracking server took. The report says what is missing."
+    )
+    yield table(
+        ["stage", "files"],
+        [[stage, ", ".join(f"`{each}`" for each in files)] for stage, files in ARTIFACTS.items()],
     )
 
 

@@ -30,8 +30,8 @@ from conductor.preconditions import (
     environments_of,
 )
 from conductor.stages import (
+    ask_checkpoint,
     calibration_of,
-    judge_checkpoint,
     quantize,
     read_checkpoint,
 )
@@ -71,7 +71,7 @@ def quantize_only(config: Config, output: Path, world: World, progress: Progress
     quantize(quantizer, planned, model, checkpoint, config, output, world, tools, progress)
     summary = read_checkpoint(checkpoint, model, recipe, progress)
     write_json(output / "checkpoint-summary.json", summary)
-    return _keep(judge_checkpoint(summary, recipe), output)
+    return _keep(ask_checkpoint(summary, recipe).verdict, output)
 
 
 def _choose_quantizer(config: Config, recipe: Recipe, device: Device) -> Quantizer:

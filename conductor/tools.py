@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from conductor.compatibility import Engine
-from conductor.config import Config
+from conductor.config import Config, Executor
+from conductor.deterministic import pin_world
 from conductor.engines import EngineSession, Sides
-from conductor.engines.opening import open_session
+from conductor.engines.opening import engine_version, open_session
 from conductor.executors.local import Note, Progress, Worker, run_worker
 from conductor.world import World
 
@@ -41,6 +42,15 @@ class Tools(Protocol):
         """Open an engine for both checkpoints; nothing is started yet."""
 
 
+def find_world(config: Config, environ: Mapping[str, str]) -> World:
+    """Look at this machine, with the variables that ``config`` has for the tools added."""
+    world = World.find(environ)
+    if not config.deterministic:
+        return world
+    version = engine_version(Engine.VLLM, world.machine.device, world.environments)
+    return pin_world(world, config.seed, version)
+
+
 class LocalTools:
     """The real tools, on this machine; ``note`` is told of every start before it happens."""
 
@@ -55,6 +65,10 @@ class LocalTools:
     ) -> EngineSession:
         """Open an engine of this machine."""
         return open_session(engine, sides, config, max_length, self._world, self._note)
+
+
+EXECUTORS: Mapping[Executor, Callable[[World, Note], Tools]] = {Executor.LOCAL: LocalTools}
+"""The tools of each place where workers and servers run."""
 
 
 class NothingStarts:

@@ -40,7 +40,7 @@ def ptq(
     Example: `day0 ptq demo --recipe int8 --output ./demo-int8`
     """
     from conductor.single_stage import quantize_only
-    from conductor.world import World
+    from conductor.tools import find_world
 
     options = {
         "model": model,
@@ -51,7 +51,8 @@ def ptq(
     }
     with ending_well():
         with display() as shown:
-            resolved, world = load(config, options), World.find(dict(os.environ))
+            resolved = load(config, options)
+            world = find_world(resolved, dict(os.environ))
             verdict = quantize_only(resolved, output, world, shown.stage_progress)
         _print_verdict(verdict)
 
@@ -73,7 +74,7 @@ def serve(
     Example: `day0 serve ./demo-int8/checkpoint --source demo --suite demo --output ./check`
     """
     from conductor import single_stage
-    from conductor.world import World
+    from conductor.tools import find_world
 
     options = {
         "model": model,
@@ -82,7 +83,8 @@ def serve(
         "seed": seed,
     }
     with ending_well(), display() as shown:
-        resolved, world = load(config, options, ("model",)), World.find(dict(os.environ))
+        resolved = load(config, options, ("model",))
+        world = find_world(resolved, dict(os.environ))
         if source is None:
             single_stage.serve(resolved, output, world, shown.stage_progress, _announce)
         else:
@@ -106,7 +108,7 @@ def evaluate(
     Example: `day0 evaluate demo --suite demo --output ./demo-baseline`
     """
     from conductor.single_stage import evaluate_only
-    from conductor.world import World
+    from conductor.tools import find_world
 
     options = {
         "model": model,
@@ -117,7 +119,8 @@ def evaluate(
     }
     with ending_well():
         with display() as shown:
-            resolved, world = load(config, options, ("model",)), World.find(dict(os.environ))
+            resolved = load(config, options, ("model",))
+            world = find_world(resolved, dict(os.environ))
             verdict, scores = evaluate_only(resolved, output, world, shown.stage_progress)
         _print_verdict(verdict, scores=scores)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from conductor.compatibility import Device, Engine
 from conductor.config import Config
+from conductor.deterministic import SERVER_ARGUMENTS
 from conductor.engines import EngineSession, Sides
 from conductor.engines.transformers import TransformersSession
 from conductor.engines.vllm import ServerSettings, VllmSession
@@ -79,14 +80,16 @@ def planned_settings(
     config: Config, engine: Engine, device: Device, max_length: int | None
 ) -> dict[str, Any]:
     """Return what decides how an engine answers, before anything of it runs."""
+    deterministic = {"deterministic": config.deterministic}
     if engine is Engine.TRANSFORMERS:
-        return {"dtype": config.engine.dtype}
-    asked = {"prompts_per_request": config.prompts_per_request}
+        return {"dtype": config.engine.dtype, **deterministic}
+    asked = {"prompts_per_request": config.prompts_per_request, **deterministic}
     return server_settings(config, device, max_length).document() | asked
 
 
 def server_settings(config: Config, device: Device, max_length: int | None) -> ServerSettings:
     """Return what the servers of both sides share; ``max_length`` as for :func:`open_session`."""
+    pins = SERVER_ARGUMENTS if config.deterministic else ()
     return ServerSettings(
         device=device,
         dtype=config.engine.dtype,
@@ -94,7 +97,7 @@ def server_settings(config: Config, device: Device, max_length: int | None) -> S
         tensor_parallel_size=config.engine.tensor_parallel_size,
         seed=config.seed,
         cpu_kv_cache_gib=config.engine.cpu_kv_cache_gib,
-        extra_arguments=config.engine.arguments,
+        extra_arguments=(*config.engine.arguments, *pins),
     )
 
 

@@ -31,6 +31,7 @@ from conductor.executors.local import (
     Progress,
     SupervisedProcess,
     describe_status,
+    keep_exit_code,
     tail,
 )
 from conductor.executors.processes import RECORD_SUFFIX
@@ -327,8 +328,9 @@ class VllmServer:
         return response if response.status_code == httpx.codes.OK else None
 
     def stop(self) -> None:
-        """End the server and everything it started."""
+        """End the server and everything it started; keep how one ended that left by itself."""
         self._stopped = True
+        keep_exit_code(self.log, self._process.poll())
         self._process.stop()
 
 

@@ -21,8 +21,9 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from conductor.digests import document_digest
 from conductor.files import read_json, write_json, write_text
-from conductor.report import argument, plots, rows, wording
+from conductor.report import argument, plots, rows, smoke, wording
 from conductor.report.wording import Document, printable
 from gates.criteria import CONFIDENCE, POWER
 
@@ -65,6 +66,13 @@ def read_report(run_dir: Path) -> dict[str, Any] | None:
         return None
 
 
+def report_digest(report: Document | None) -> str | None:
+    """Identify a report, less where it was logged, which may be later."""
+    if report is None:
+        return None
+    return document_digest({name: each for name, each in report.items() if name != "tracking"})
+
+
 def validated(document: Document) -> dict[str, Any]:
     """Return ``document`` as plain JSON values, checked against the schema.
 
@@ -89,9 +97,9 @@ def validated(document: Document) -> dict[str, Any]:
     return plain
 
 
-def render_markdown(document: Document) -> str:
-    """Render a validated document as Markdown (GitHub tables)."""
-    return _render("report.md.j2", document, escape=_escape_markdown)
+def render_markdown(document: Document, template: str = "report.md.j2", **more: Any) -> str:
+    """Render a validated document as Markdown (GitHub tables); ``more`` is for the template."""
+    return _render(template, document, escape=escape_markdown, more=more)
 
 
 def render_html(document: Document) -> str:
@@ -140,6 +148,7 @@ def _render(
     *,
     escape: Callable[[Any], Any] | None = None,
     figures: Mapping[str, Figure] | None = None,
+    more: Document | None = None,
 ) -> str:
     """Fill a template: HTML escapes every value by itself, any other form with ``escape``."""
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
@@ -168,12 +177,14 @@ def _render(
         headline=wording.headline(shown),
         publish_words=wording.PUBLISH_WORDS[shown["publish"]],
         reason_parts=argument.reasons(shown),
+        smoke_words=smoke.sentence(shown),
         engine_words=_engine_words(shown["engine"]),
         calibration_words=_calibration_words(shown["recipe"]),
         setting_values=shown["settings"].get("values", {}),
         confidence=wording.whole_percent(CONFIDENCE),
         power=wording.whole_percent(POWER),
         figures=figures or {},
+        **printable(more or {}),
     )
 
 
@@ -224,7 +235,7 @@ def _calibration_words(recipe: Document) -> str:
     return ", ".join(filter(None, parts))
 
 
-def _escape_markdown(value: Any) -> str:
+def escape_markdown(value: Any) -> str:
     """Escape what Markdown, its tables or its raw HTML would read as more than text."""
     if hasattr(value, "__html__"):  # says of itself that it is escaped
         return str(value)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from conductor.report.argument import reasons, undecided
 from conductor.report.rows import Row, gate_rows, in_reading_order, is_paired, places, task_row
+from conductor.report.smoke import sentence as smoke_sentence
 from conductor.report.wording import (
     NO_DECISION,
     PUBLISH_WORDS,
@@ -65,11 +66,21 @@ def _doubts(document: Document) -> Iterable[str]:
         yield f"{further} undecided: the report says what would decide"
 
 
+def _not_pinned(document: Document) -> Iterable[str]:
+    """Say what a deterministic release could not pin."""
+    for each in (document.get("deterministic") or {}).get("not_pinned", ()):
+        yield f"{each['what']} ({each['why']})"
+
+
 def _plain_lines(document: Document) -> Iterable[str]:
     yield f"decision: {headline(document)} ({PUBLISH_WORDS[document['publish']]})"
     for reason in _short_reasons(document):
         yield f"reason: {reason}"
     yield f"next: {document['next_action']}"
+    if smoke := smoke_sentence(document):
+        yield smoke
+    for each in _not_pinned(document):
+        yield f"not pinned: {each}"
     for row in gate_rows(document):
         yield f"gate {_gate_line(row)}"
     for task in in_reading_order(document["tasks"]):
@@ -123,10 +134,13 @@ def _rich_summary(document: Document) -> RenderableType:
     from rich.text import Text
 
     head = headline(document)
+    smoke = smoke_sentence(document)
     parts: list[RenderableType] = [
         Text(f"{head}: {PUBLISH_WORDS[document['publish']]}", style=STYLES[head]),
         *map(Text, _short_reasons(document)),
         Text(f"Next: {document['next_action']}"),
+        *([Text(smoke)] if smoke else []),
+        *(Text(f"Not pinned: {each}", style="yellow") for each in _not_pinned(document)),
         *(Text(f"Deviation: {deviation}", style="yellow") for deviation in document["deviations"]),
     ]
     gates = gate_rows(document)

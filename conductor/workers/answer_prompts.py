@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from determinism import exceptions, use_deterministic_algorithms
 from protocol import Progress, run
 from pulse import Pulse
 
@@ -50,6 +51,7 @@ def answer_all(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    use_deterministic_algorithms()
     tokenizer = AutoTokenizer.from_pretrained(request["tokenizer"])
     prompts = request["prompts"]
     answers: dict[str, list[Any]] = {}
@@ -71,6 +73,7 @@ def answer_all(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
         "answers": answers,
         "load_errors": load_errors,
         "transformers_version": transformers.__version__,
+        **exceptions(),
     }
 
 

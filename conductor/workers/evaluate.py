@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from determinism import exceptions, use_deterministic_algorithms
 from protocol import Progress, WorkerFailure, run, write_json
 from pulse import Pulse
 from request_cache import Answer, RequestCache
@@ -396,6 +397,8 @@ def evaluate(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "planned.json", planned)
     tracker = EvaluationTracker(output_path=request["output_dir"])
+    if request["backend"] == "in_process":
+        use_deterministic_algorithms()
     model, arguments = model_arguments(request)
     arguments = {name: value for name, value in arguments.items() if value is not None}
     progress(0, 0, "preparing the questions")
@@ -432,6 +435,7 @@ def evaluate(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
         "answers_kept": cache.taken if cache else 0,
         "lm_eval_version": __version__,
         "seconds": time.monotonic() - started,
+        **exceptions(),
     }
 
 

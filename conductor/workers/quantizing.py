@@ -24,6 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from determinism import exceptions, use_deterministic_algorithms
 from protocol import Progress, WorkerFailure
 
 # Written by the exporter, or not part of a checkpoint that is served from safetensors.
@@ -87,10 +88,11 @@ def choose_device(request: dict[str, Any]) -> str:
 
 
 def set_seed(seed: int) -> None:
-    """Seed every generator that a quantizer may draw from."""
+    """Seed every generator that a quantizer may draw from; be deterministic if that is asked."""
     import transformers
 
     transformers.set_seed(seed)
+    use_deterministic_algorithms()
 
 
 def load_model(request: dict[str, Any], **options: Any) -> Any:
@@ -345,4 +347,5 @@ def describe(
         "seconds": round(time.monotonic() - started, 1),
         "calibration": calibration.document(),
         "versions": {name: version(name) for name in packages},
+        **exceptions(),
     }
