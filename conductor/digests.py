@@ -146,6 +146,20 @@ def tree_digests(
     return dict(sorted(found.items()))
 
 
+def tree_digest(recorded: Recorded) -> str:
+    """Return the SHA-256 of a tree: of the names of its files and what each contains."""
+    return document_digest({name: facts["sha256"] for name, facts in recorded.items()})
+
+
+def checkpoint_digest(directory: Path) -> str:
+    """Return the digest by which a checkpoint is known: of every file below ``directory``.
+
+    Raises:
+        OSError: a file or directory cannot be read.
+    """
+    return tree_digest(tree_digests(directory))
+
+
 def verify(
     root: Path, recorded: Recorded, digest: Callable[[Path], str] = file_digest
 ) -> list[str]:

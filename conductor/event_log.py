@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from conductor.files import read_regular, sync_directory
-from conductor.history import EventError, History, apply
+from conductor.history import EventError, History, apply, render
 
 NAME = "events.jsonl"
 LARGEST_BYTES = 512 * 2**20
@@ -90,7 +90,7 @@ def parse(line: bytes) -> dict[str, Any]:
         EventError: it is not a JSON object.
     """
     try:
-        event = json.loads(line.decode("utf-8-sig"), parse_float=_finite, parse_constant=_finite)
+        event = json.loads(line.decode("utf-8-sig"), parse_float=finite, parse_constant=finite)
     except (ValueError, RecursionError):
         raise EventError("not JSON") from None
     if not isinstance(event, dict):
@@ -98,8 +98,12 @@ def parse(line: bytes) -> dict[str, Any]:
     return event
 
 
-def _finite(number: str) -> float:
-    """Refuse what Python reads as a number and JSON does not know: NaN, infinity, and 1e999."""
+def finite(number: str) -> float:
+    """Refuse what Python reads as a number and JSON does not know: NaN, infinity, and 1e999.
+
+    Raises:
+        ValueError: it is such a number.
+    """
     value = float(number)
     if not math.isfinite(value):
         raise ValueError(number)
@@ -130,7 +134,7 @@ class EventLog:
         Raises:
             OSError: the disk is full or gone; the log is as it was, and the event is kept.
         """
-        self._unwritten.append(json.dumps(event, allow_nan=False).encode() + b"\n")
+        self._unwritten.append(render(event) + b"\n")
         descriptor = self._open()
         try:
             end = _cut_torn(descriptor)

@@ -9,10 +9,14 @@ Invariants:
 * Durations are differences of ``elapsed_s``, monotonic seconds within one session (one conductor's
   time with the journal). ``at`` is a stamp for people and decides nothing.
 * A number of attempts never decreases, so that no attempt is given the directory of another.
+* Every event carries the digest of the one before it (:func:`chained`), so that none can be
+  changed, dropped or put in between without the ``head`` of the chain becoming another.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -107,7 +111,8 @@ class History:
     ``worked_s`` their seconds. ``changes`` are the differences that a person accepted, ``unknown``
     says in sentences what could not be established.
     ``elapsed_s`` and ``at_work`` belong to the session of the latest event: its clock, and the
-    stages whose attempts go on in it.
+    stages whose attempts go on in it. ``events`` counts them all, and ``head`` is the digest of the
+    latest.
     """
 
     run_id: str = ""
@@ -125,6 +130,8 @@ class History:
     begun: bool = False
     elapsed_s: float = 0.0
     at_work: set[Stage] = field(default_factory=set)
+    events: int = 0
+    head: str | None = None
 
     @property
     def states(self) -> dict[Stage, State]:
@@ -144,8 +151,25 @@ class History:
             "stages": {stage: record.document() for stage, record in self.stages.items()},
             "changes": self.changes,
             "unknown": self.unknown,
+            "events": self.events,
+            "head": self.head,
             **self.outcome,
         }
+
+
+def render(event: Event) -> bytes:
+    """Return ``event`` as the line that it is in the log, without the newline."""
+    return json.dumps(event, allow_nan=False).encode()
+
+
+def line_digest(line: bytes) -> str:
+    """Return the SHA-256 of a line of the log in hexadecimal."""
+    return hashlib.sha256(line).hexdigest()
+
+
+def chained(history: History, event: Event) -> dict[str, Any]:
+    """Return ``event`` as the next link of the chain: with the digest of the line before it."""
+    return {**event, "previous": history.head}
 
 
 def replay(events: Iterable[Event]) -> History:
@@ -166,12 +190,14 @@ def apply(history: History, event: Event) -> None:
     Raises:
         EventError: a field of a known event is missing or wrong; ``history`` is then unchanged.
     """
-    name, elapsed_s = _text(event, "event"), _elapsed(event)
+    name, elapsed_s, head = _text(event, "event"), _elapsed(event), line_digest(render(event))
     before = frozenset(history.at_work)
     if name in HANDLERS:
         HANDLERS[name](history, event)
     if elapsed_s is not None:
         _count(history, elapsed_s, before, opens=name in SESSION_EVENTS)
+    history.events += 1
+    history.head = head
 
 
 def _count(history: History, elapsed_s: float, before: frozenset[Stage], *, opens: bool) -> None:

@@ -26,8 +26,9 @@ from conductor.digests import Digests
 from conductor.event_log import NAME, EventLog
 from conductor.failure import Failure
 from conductor.files import sync_directory, write_json, write_text
-from conductor.history import VERSION, History, Scalar, StageRecord, apply
+from conductor.history import VERSION, History, Scalar, StageRecord, apply, chained
 from conductor.history import timestamp as timestamp
+from conductor.redaction import redact_document
 from conductor.repair import MANIFEST, attempt_dir, keep_up, look
 from gates import FailureClass
 
@@ -35,10 +36,15 @@ Clock = Callable[[], datetime]
 Ticks = Callable[[], float]
 
 
-def name_run(model: str, recipe: str, started: datetime, suffix: str) -> str:
-    """Name a run by what and when it was: ``demo-int8-20260102-030405-1f2e``."""
-    words = f"{Path(model).name or model}-{Path(recipe).stem}".lower()
-    slug = re.sub(r"[^a-z0-9.]+", "-", words).strip("-.")[:60]
+def name_run(
+    model: str, recipe: str, started: datetime, suffix: str, chosen: str | None = None
+) -> str:
+    """Name a run by what and when it was: ``demo-int8-20260102-030405-1f2e``.
+
+    A ``chosen`` name stands in place of model and recipe.
+    """
+    words = chosen or f"{Path(model).name or model}-{Path(recipe).stem}"
+    slug = re.sub(r"[^a-z0-9.]+", "-", words.lower()).strip("-.")[:60]
     return f"{slug}-{started:%Y%m%d-%H%M%S}-{suffix}"
 
 
@@ -287,7 +293,7 @@ class Journal:
     def record(self, event: str, **facts: Any) -> None:
         """Append one event, then replace the manifest; threads may record at the same time.
 
-        Paths below the run directory are written relative to it.
+        Paths below the run directory are written relative to it, and secrets not at all.
 
         Raises:
             OSError: the disk is full or gone. The event counts all the same, and is written before
@@ -295,12 +301,13 @@ class Journal:
             ValueError: a fact is not what the event's field takes; nothing was recorded.
         """
         with self._lock:
-            document = {
+            transition = {
                 "at": timestamp(self.clock()),
                 "event": event,
                 "elapsed_s": self._elapsed_s(),
-                **self._plain(facts),
+                **redact_document(self._plain(facts)),
             }
+            document = chained(self.history, transition)
             apply(self.history, document)
             self.log.append(document)
             write_json(self.run_dir / MANIFEST, self.history.document())

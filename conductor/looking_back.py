@@ -12,7 +12,7 @@ from typing import Any
 
 from conductor.chain import Stage, State
 from conductor.config import Config
-from conductor.digests import Digests, document_digest
+from conductor.digests import Digests
 from conductor.executors.processes import end_leftovers
 from conductor.failure import Failure
 from conductor.history import History
@@ -20,7 +20,7 @@ from conductor.inputs import Change, Scalar, collect, differences, flatten
 from conductor.journal import Clock, Journal, read_history
 from conductor.release_state import Plan
 from conductor.repair import attempt_dir, read_object
-from conductor.report import read_report
+from conductor.report import read_report, report_digest
 from conductor.run_lock import hold
 from conductor.stages import INPUTS, choose_tools, find_source
 from conductor.world import World
@@ -106,13 +106,6 @@ def whole_report(run_dir: Path, history: History) -> dict[str, Any] | None:
         return None
     # A release that was taken over from its files has the report's own word only.
     return document if outcome.get("report") in (None, report_digest(document)) else None
-
-
-def report_digest(report: Mapping[str, Any] | None) -> str | None:
-    """Identify a report, less where it was logged, which may be later."""
-    if report is None:
-        return None
-    return document_digest({name: each for name, each in report.items() if name != "tracking"})
 
 
 def say_drift(changes: Sequence[Change], journal: Journal) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +25,8 @@ from conductor.chain import EVERY_STEP, STAGES, Stage, State, Steps, next_stage
 from conductor.closeout import close_out
 from conductor.config import Config
 from conductor.digests import Digests
+from conductor.evidence.gate_inputs import on_our_evidence
+from conductor.evidence.seal import SEALED, seal
 from conductor.executors.processes import end_leftovers
 from conductor.failure import Failure
 from conductor.files import write_json, write_text
@@ -34,14 +36,14 @@ from conductor.journal import Clock, Journal
 from conductor.looking_back import (
     damaged_outputs,
     look_back,
-    report_digest,
     say_drift,
     whole_report,
 )
 from conductor.models import check_disk
 from conductor.noise_floor import say_noise_floor
+from conductor.publishing.rejected import put_back
 from conductor.release_state import Release
-from conductor.report import read_report
+from conductor.report import read_report, report_digest
 from conductor.run_lock import hold
 from conductor.stage_files import forget_requests, outputs_of
 from conductor.stages import (
@@ -180,6 +182,7 @@ class Conductor:
     def _take_up(self, release: Release, changes: Sequence[Change], steps: Steps) -> None:
         """Bring the journal to where the release goes on, and the release to what it knew."""
         journal = release.journal
+        put_back(journal.run_dir)
         if steps.first is not None:
             self._check_skipped(release, steps.first, changes)
         journal.resume()
@@ -404,12 +407,9 @@ class Conductor:
 
     def _keep(self, release: Release, verdicts: Mapping[str, Verdict]) -> None:
         for gate, verdict in verdicts.items():
-            if verdict.failure_class is FailureClass.USER_CONFIG_ERROR:
-                # Evidence that we collected and the gate cannot read is our fault, not the user's.
-                verdict = replace(verdict, failure_class=FailureClass.UNKNOWN)
-            release.verdicts[gate] = verdict
+            release.verdicts[gate] = on_our_evidence(verdict)
             path = release.journal.run_dir / "verdicts" / f"{gate}.json"
-            write_json(path, verdict.document())
+            write_json(path, release.verdicts[gate].document())
         for gate in verdicts:
             if not release.verdicts[gate].passed:
                 raise GateFailed(gate, release.verdicts[gate])
@@ -444,6 +444,7 @@ class Conductor:
         document = close_out(release, self.observer.stage_progress)
         with suppress(OSError):
             journal.finish(Stage.CLOSEOUT, State.DONE, detail=document["next_action"])
+            journal.record(SEALED, sha256=seal(journal.run_dir, release.digests.file))
             journal.close(
                 decision=document["decision"],
                 exit_code=document["exit_code"],

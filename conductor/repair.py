@@ -29,10 +29,11 @@ from conductor.history import (
     Event,
     History,
     apply,
+    chained,
     moment_of,
     timestamp,
 )
-from conductor.stage_files import STAGE_GATES, outputs_of
+from conductor.stage_files import STAGE_GATES, candidate_dir, outputs_of
 from gates import Decision, FailureClass
 
 MANIFEST = "manifest.json"
@@ -109,7 +110,7 @@ def look(run_dir: Path, *, digests: Digests | None, at: datetime) -> Found:
     _check_is_run(run_dir, log, manifest)
     history, established = log.history, None
     if not history.begun:
-        established = _establish(run_dir, manifest, digests, at)
+        established = chained(history, _establish(run_dir, manifest, digests, at))
         apply(history, established)
     history.run_id = history.run_id or run_dir.name
     history.started_at = history.started_at or _oldest(run_dir)
@@ -173,6 +174,7 @@ def repair(run_dir: Path, *, clock: Callable[[], datetime]) -> Repair:
             "stages": corrections,
             "unknown": unknown + told,
         }
+        event = chained(history, event)
         apply(history, event)
         log.append(event)
     write_manifest(run_dir, history, found.manifest)
@@ -354,7 +356,7 @@ def _missing(run_dir: Path, stage: Stage, attempts: int) -> str | None:
             gate in GATES_OF_SOME_SUITES and not (run_dir / "verdicts" / f"{gate}.json").exists()
         ):
             return f"verdicts/{gate}.json cannot be read"
-    if stage is Stage.PTQ and not any((run_dir / "checkpoint").glob("*")):
+    if stage is Stage.PTQ and not any(candidate_dir(run_dir).glob("*")):
         return "checkpoint/ is not there"
     result = attempt_dir(run_dir, stage, attempts) / "result.json"
     if read_object(result).get("status") != "ok":

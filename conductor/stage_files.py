@@ -25,11 +25,26 @@ STAGE_GATES: Mapping[Stage, tuple[str, ...]] = {
 }
 """The gates that each stage asks, by the names under which their verdicts are filed."""
 
-PASSING = ("*.log", "progress.json", "*.process.json", "attempt-*", "datasets-cache-*", ".*.tmp")
+PASSING = (
+    *("*.log", "*.exit_code", "progress.json", "*.process.json"),
+    *("attempt-*", "datasets-cache-*", ".*.tmp"),
+)
 """What is no output, wherever it lies below a stage."""
+
+CHECKPOINT = "checkpoint"
+"""The directory of the candidate, below that of the run."""
+
+REJECTED = "REJECTED-checkpoint"
+"""Where the candidate lies once it was rejected; its files are recorded under ``CHECKPOINT``."""
 
 REQUESTS = "requests"
 """Answers as they came in, below the directory of a stage, until they are complete."""
+
+
+def candidate_dir(run_dir: Path) -> Path:
+    """Return where the candidate lies, or would: under its own name, unless it was rejected."""
+    rejected = run_dir / REJECTED
+    return rejected if rejected.is_dir() else run_dir / CHECKPOINT
 
 
 def outputs_of(
@@ -40,7 +55,7 @@ def outputs_of(
     Raises:
         OSError: a file cannot be read.
     """
-    roots = [attempt_dir, *([run_dir / "checkpoint"] if stage is Stage.PTQ else [])]
+    roots = [attempt_dir, *([run_dir / CHECKPOINT] if stage is Stage.PTQ else [])]
     return {
         (root / relative).relative_to(run_dir).as_posix(): facts
         for root in roots

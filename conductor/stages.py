@@ -12,7 +12,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from conductor.compatibility import Quantizer, Row
 from conductor.config import Config, Rule
 from conductor.engines.opening import engine_version
 from conductor.evaluation import Inquiry, evaluate, harness_settings, merge
+from conductor.evidence.environment import record_environment
+from conductor.evidence.gate_inputs import Judged, ask, file_inputs, remark
 from conductor.executors.environ import worker_environ
 from conductor.executors.local import Progress, Worker, kept_result
 from conductor.failure import Failure
@@ -53,6 +55,7 @@ from conductor.rounds import (
     next_batch,
     repeats_of,
 )
+from conductor.smoke_run import check_reach
 from conductor.stage_files import forget_requests
 from conductor.suites import Suite, check_perplexities, load_suite
 from conductor.tools import Tools
@@ -77,11 +80,11 @@ def run_setup(release: Release, progress: Progress) -> dict[str, Verdict]:
     if release.resolved is None:
         progress(0, 0, "resolving the request")
         choice = choose_tools(config, world)
-        check_machine(config, choice.row, world)
+        _record_and_check_machine(release, choice.row)
         progress(0, 0, "finding the model")
         release.resolved = find_source(choice, config, revision=None)
     else:
-        check_machine(config, release.resolved.row, world)
+        _record_and_check_machine(release, release.resolved.row)
     size = release.resolved.model.weights_bytes
     check_disk(config.workspace, 2 * size + DISK_RESERVE_BYTES, "the workspace")
     progress(0, 0, "taking digests of what the release depends on")
@@ -90,6 +93,14 @@ def run_setup(release: Release, progress: Progress) -> dict[str, Verdict]:
     release.inputs = inputs
     look_around(release)
     return {}
+
+
+def _record_and_check_machine(release: Release, row: Row) -> None:
+    """Write down what the release is about to run on and with, even where that will not do."""
+    config, world = release.config, release.world
+    names = environments_needed(row)
+    record_environment(release.journal.run_dir, world, names, dry_run=config.dry_run)
+    check_machine(config, row, world)
 
 
 def look_around(release: Release) -> None:
@@ -133,6 +144,8 @@ def choose_tools(config: Config, world: World) -> Choice:
         engine=config.engine.name,
     )
     quantize_request = quantizers.plan(row.quantizer, config.recipe, calibration_of(config))
+    if config.smoke:
+        check_reach(config, suite, quantize_request)
     return Choice(suite=suite, recipe=recipe, row=row, quantize_request=quantize_request)
 
 
@@ -216,7 +229,7 @@ def run_ptq(release: Release, progress: Progress) -> dict[str, Verdict]:
         )
         write_json(path, summary)
     release.checkpoint_summary = summary
-    return {"ptq": judge_checkpoint(summary, plan.recipe)}
+    return {"ptq": file_inputs(release.journal.run_dir, ask_checkpoint(summary, plan.recipe))}
 
 
 def quantize_request(
@@ -300,9 +313,14 @@ def read_checkpoint(
         raise Failure(FailureClass.QUANT_COVERAGE_FAILURE, str(error)) from None
 
 
-def judge_checkpoint(summary: Mapping[str, Any], recipe: Recipe) -> Verdict:
+def ask_checkpoint(summary: Mapping[str, Any], recipe: Recipe) -> Judged:
     """Ask gate_ptq; a recipe from a file joins the table."""
-    return gates.evaluate_checkpoint(summary, recipes={**gates.RECIPES, recipe.name: recipe})
+    return ask(
+        "ptq",
+        gates.evaluate_checkpoint,
+        summary=summary,
+        recipes={**gates.RECIPES, recipe.name: recipe},
+    )
 
 
 def run_deploy(release: Release, progress: Progress) -> dict[str, Verdict]:
@@ -310,7 +328,7 @@ def run_deploy(release: Release, progress: Progress) -> dict[str, Verdict]:
     stage_dir = release.journal.attempt_dir(Stage.DEPLOY)
     path = stage_dir / "canary.json"
     if release.replaying:
-        return {"canary": gates.evaluate_canary(read_json(path))}
+        return {"canary": _judge_canary(release, read_json(path))}
     engine = release.open_engine()
     if release.ahead is not None and not engine.holds_both:
         release.ahead.wait(progress)
@@ -319,10 +337,15 @@ def run_deploy(release: Release, progress: Progress) -> dict[str, Verdict]:
         prompts, stage_dir, progress, remembered.recall_canary(release, stage_dir)
     )
     write_json(path, evidence)
-    verdict = gates.evaluate_canary(evidence)
+    verdict = _judge_canary(release, evidence)
     if verdict.passed:
         remembered.keep_canary(release, evidence, stage_dir)
     return {"canary": verdict}
+
+
+def _judge_canary(release: Release, evidence: Mapping[str, Any]) -> Verdict:
+    asked = ask("canary", gates.evaluate_canary, document=evidence)
+    return file_inputs(release.journal.run_dir, asked)
 
 
 def run_baseline_eval(release: Release, progress: Progress) -> dict[str, Verdict]:
@@ -474,7 +497,8 @@ def _evaluate(
 
 def _judge_run(release: Release, side: str, path: Path) -> Verdict:
     summary = release.evaluations[side].summary
-    verdict = gates.evaluate_run(summary)
+    asked = ask(RUN_GATES[side], gates.evaluate_run, summary=summary)
+    verdict = file_inputs(release.journal.run_dir, asked)
     if release.replaying:
         return verdict
     write_json(path, summary)
@@ -486,12 +510,15 @@ def _judge_run(release: Release, side: str, path: Path) -> Verdict:
 def _judge_references(release: Release) -> Verdict:
     """Hold the source against its published scores, before anything is compared with it."""
     suite, results = release.plan.suite, release.evaluations["source"].results
-    return gates.evaluate_external(
-        results.scores(),
-        suite.references,
+    asked = ask(
+        "external",
+        gates.evaluate_external,
+        scores=results.scores(),
+        references=suite.references,
         scales={task.name: task.scale for task in suite.tasks.values()},
         asked=release.evaluations["source"].asked,
     )
+    return file_inputs(release.journal.run_dir, asked)
 
 
 def _measure_noise(
@@ -512,7 +539,7 @@ def _look(release: Release, number: int, batch: Batch) -> Batch | None:
 
     What ``batch`` did not ask shows nothing new and is not kept again.
     """
-    rows = judge_scores(release).per_task
+    rows = ask_scores(release).verdict.per_task
     release.path += [
         {"round": number, "task": task, **{name: row.get(name) for name in SEEN_AT_A_LOOK}}
         for task, row in rows.items()
@@ -537,7 +564,7 @@ def _wanted_for_lengths(release: Release) -> dict[str, int]:
     """Return how many more questions the length of answers is to be judged on, by task."""
     if not release.plan.suite.generation_tasks:
         return {}
-    verdict = judge_lengths(release)
+    verdict = ask_lengths(release).verdict
     if verdict.failure_class is not FailureClass.INSUFFICIENT_EVIDENCE:
         return {}
     return {
@@ -550,58 +577,72 @@ def _wanted_for_lengths(release: Release) -> dict[str, int]:
 def run_compare(release: Release, progress: Progress) -> dict[str, Verdict]:
     """Compare conditions, scores, and lengths of answers."""
     progress(0, 0, "comparing")
-    verdicts = {"conditions": _judge_conditions(release), "compare": judge_scores(release)}
+    asked = {"conditions": _ask_conditions(release), "compare": ask_scores(release)}
     if release.plan.suite.generation_tasks:
-        verdicts["verbosity"] = judge_lengths(release)
-    return verdicts
+        asked["verbosity"] = ask_lengths(release)
+    run_dir = release.journal.run_dir
+    return {gate: file_inputs(run_dir, each) for gate, each in asked.items()}
 
 
-def _judge_conditions(release: Release) -> Verdict:
+def _ask_conditions(release: Release) -> Judged:
     """Compare how both sides were asked; of questions that differ, say how many and which first."""
     source, candidate = (release.evaluations[side] for side in ("source", "candidate"))
-    verdict = gates.evaluate_conditions(
-        source.conditions, candidate.conditions, may_differ=MAY_DIFFER
+    asked = ask(
+        "conditions",
+        gates.evaluate_conditions,
+        baseline=source.conditions,
+        candidate=candidate.conditions,
+        may_differ=MAY_DIFFER,
     )
-    if verdict.passed:
-        return verdict
-    differing = differing_questions(source.results, candidate.results)
-    return replace(verdict, detail="; ".join([verdict.detail, *differing.values()]))
+    if asked.verdict.passed:
+        return asked
+    return remark(asked, differing_questions(source.results, candidate.results).values())
 
 
-def judge_lengths(release: Release) -> Verdict:
+def ask_lengths(release: Release) -> Judged:
     """Compare the lengths of both sides' answers: by intervals, or by means for bare scores."""
     source, candidate = (release.evaluations[side] for side in ("source", "candidate"))
     unmeasured = unmeasured_lengths(release.plan.suite, release.evaluations.values())
     if release.config.rule is Rule.THRESHOLD:
-        return gates.evaluate_verbosity(
-            source.results.completion_tokens,
-            candidate.results.completion_tokens,
+        return ask(
+            "verbosity",
+            gates.evaluate_verbosity,
+            baseline=source.results.completion_tokens,
+            candidate=candidate.results.completion_tokens,
             dropped_tasks=unmeasured,
             found_artifacts=True,
         )
-    return gates.evaluate_output_lengths(
-        source.samples, candidate.samples, dropped_tasks=unmeasured
+    return ask(
+        "verbosity",
+        gates.evaluate_output_lengths,
+        baseline=source.samples,
+        candidate=candidate.samples,
+        dropped_tasks=unmeasured,
     )
 
 
-def judge_scores(release: Release) -> Verdict:
+def ask_scores(release: Release) -> Judged:
     """Compare both sides by the configured rule, over everything that was asked so far."""
     config, suite = release.config, release.plan.suite
     source, candidate = (release.evaluations[side] for side in ("source", "candidate"))
     scales = {task.name: task.scale for task in suite.tasks.values()}
     directions = {task.name: task.higher_is_better for task in suite.tasks.values()}
     if config.rule is Rule.THRESHOLD:
-        return gates.evaluate_comparison(
-            source.results.scores(),
-            candidate.results.scores(),
+        return ask(
+            "compare",
+            gates.evaluate_comparison,
+            baseline=source.results.scores(),
+            candidate=candidate.results.scores(),
             threshold=config.threshold,
             relative=config.relative,
             scales=scales,
             directions=directions,
         )
-    return gates.evaluate_noninferiority(
-        {**source.samples, "checkpoint": str(release.plan.model.path)},
-        {**candidate.samples, "checkpoint": str(release.checkpoint)},
+    return ask(
+        "compare",
+        gates.evaluate_noninferiority,
+        baseline={**source.samples, "checkpoint": str(release.plan.model.path)},
+        candidate={**candidate.samples, "checkpoint": str(release.checkpoint)},
         threshold=config.threshold,
         relative=config.relative,
         scales=scales,

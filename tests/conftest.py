@@ -77,3 +77,14 @@ def workspace(tmp_path: Path) -> Iterator[Path]:
     yield directory
     left = descendants_with(directory)
     assert not left, f"processes left behind: {[process.cmdline() for process in left]}"
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a dry run that came to its end; tests that change it take a copy."""
+    workspace = tmp_path_factory.mktemp("finished") / "workspace"
+    words = ("release", "demo", "--recipe", "int8", "--dry-run", "--overlap", "never")
+    finished = run_day0(*words, "--workspace", str(workspace))
+    assert finished.exit_code == 0, finished.stderr
+    (run_dir,) = (workspace / "runs").iterdir()
+    return run_dir

@@ -15,12 +15,14 @@ import jsonschema_rs
 import yaml
 
 from conductor import digests
+from conductor.evidence.verify import verify
 from conductor.history import replay
 
 SHAPES = {
     "manifest.json": "manifest",
     "report.json": "report",
     "config.resolved.yaml": "resolved_config",
+    "env.json": "environment",
     "verdicts/*.json": "verdict",
     "stages/ptq/**/checkpoint-summary.json": "checkpoint_summary",
     "stages/deploy/**/canary.json": "canary_evidence",
@@ -38,7 +40,7 @@ WHOLE_RUN = (
         "env.json",
         "checkpoint/config.json",
     ),
-    *("report.json", "report.md", "report.html"),
+    *("report.json", "report.md", "report.html", "checklist.md"),
     *(f"stages/{stage}/**/{name}" for stage in WORKING_STAGES for name in STAGE_FILES),
 )
 """What a release that came to its end leaves."""
@@ -139,6 +141,10 @@ def undigested_stages(run_dir: Path) -> list[str]:
     ]
 
 
+def unverified(run_dir: Path) -> list[str]:
+    return [str(problem) for problem in verify(run_dir).problems]
+
+
 def all_problems(run_dir: Path) -> list[str]:
     """Return everything that is wrong with the run of a finished release."""
     workspace = run_dir.parent.parent
@@ -150,6 +156,7 @@ def all_problems(run_dir: Path) -> list[str]:
         *wrong_manifest(run_dir),
         *changed_outputs(run_dir),
         *undigested_stages(run_dir),
+        *unverified(run_dir),
     ]
 
 

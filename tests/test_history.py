@@ -1,7 +1,9 @@
 """The fold of events into the state of a release: every event, wrong ones, and random histories."""
 
 import copy
+import hashlib
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from conductor.history import (
     EventError,
     History,
     apply,
+    chained,
     moment_of,
     replay,
     timestamp,
@@ -242,9 +245,22 @@ def test_establishing_never_lowers_the_number_of_attempts() -> None:
 
 
 @pytest.mark.parametrize("name", ["server_started", "a_newer_event", "release_stopped", ""])
-def test_other_events_change_nothing(name: str) -> None:
+def test_other_events_change_nothing_but_the_chain(name: str) -> None:
     before = replay([BEGIN])
-    assert replay([BEGIN, event(name, stage=["x"], attempt="many")]) == before
+    after = replay([BEGIN, event(name, stage=["x"], attempt="many")])
+    assert (after.events, before.events) == (2, 1)
+    assert after.head != before.head
+    assert replace(after, events=before.events, head=before.head) == before
+
+
+def test_the_head_is_the_digest_of_the_last_line() -> None:
+    last = event("release_resumed", 1.0, previous="é")
+    history = replay([BEGIN, last])
+    assert history.head == hashlib.sha256(json.dumps(last).encode()).hexdigest()
+    assert history.document()["head"] == history.head
+    assert history.document()["events"] == 2
+    assert chained(history, event("next"))["previous"] == history.head
+    assert chained(History(), BEGIN)["previous"] is None
 
 
 GOOD: dict[str, dict[str, Any]] = {

@@ -1,6 +1,7 @@
 """The journal of a release: what is on disk after every event, every kill and every full disk."""
 
 import errno
+import hashlib
 import json
 import os
 import random
@@ -91,6 +92,30 @@ def test_manifest_follows_the_events(journal: Journal) -> None:
         "stage_finished",
         "stage_started",
     ]
+
+
+def broken_links(run_dir: Path) -> list[int]:
+    """Return the numbers of the lines that do not carry the digest of the line before."""
+    lines = (run_dir / "events.jsonl").read_bytes().splitlines()
+    digests = [None, *(hashlib.sha256(line).hexdigest() for line in lines)]
+    assert manifest(run_dir)["head"] == digests[-1]
+    assert manifest(run_dir)["events"] == len(lines)
+    return [
+        number
+        for number, (line, digest) in enumerate(zip(lines, digests, strict=False), start=1)
+        if json.loads(line)["previous"] != digest
+    ]
+
+
+def test_every_event_carries_the_digest_of_the_one_before(journal: Journal) -> None:
+    journal.start(Stage.SETUP)
+    again = reopen(journal.run_dir)
+    again.resume()
+    again.go_on(Stage.SETUP)
+    assert broken_links(journal.run_dir) == []
+    path = journal.run_dir / "events.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'"demo"', b'"Demo"'))
+    assert broken_links(journal.run_dir) == [2]
 
 
 def test_retries_get_directories_of_their_own(journal: Journal) -> None:
@@ -248,6 +273,7 @@ def test_threads_may_record_at_the_same_time(journal: Journal) -> None:
     for thread in threads:
         thread.join()
     assert len(events(journal.run_dir)) == 41
+    assert broken_links(journal.run_dir) == []
     assert not read_log(journal.run_dir).damaged
     assert reopen(journal.run_dir).history == journal.history
 
@@ -409,6 +435,7 @@ def test_appending_never_joins_a_torn_line(journal: Journal, torn: bytes) -> Non
         "release_started",
         "stage_started",
     ]
+    assert broken_links(journal.run_dir) == []
 
 
 def test_a_last_line_that_lost_only_its_newline_counts(journal: Journal) -> None:
@@ -580,6 +607,7 @@ def test_an_event_that_finds_no_room_counts_and_is_written_later(
         "stage_started",
     ]
     assert reopen(journal.run_dir).history == journal.history
+    assert broken_links(journal.run_dir) == []
 
 
 def test_a_manifest_that_finds_no_room_is_behind_and_caught_up(
@@ -746,6 +774,7 @@ def test_whatever_happens_the_release_comes_to_its_end(
         driver.check()
     assert next_stage(driver.journal.states) is None
     validate(manifest(run_dir), schema="manifest", where="manifest.json")
+    assert broken_links(run_dir) == []
     shutil.rmtree(run_dir)
 
 
@@ -761,6 +790,11 @@ def test_whatever_happens_the_release_comes_to_its_end(
 )
 def test_name_run(model: str, recipe: str, expected: str) -> None:
     assert name_run(model, recipe, START, "ab12") == expected
+
+
+def test_a_run_may_be_named() -> None:
+    named = name_run("demo", "int8", START, "ab12", "Nightly smoke/1")
+    assert named == "nightly-smoke-1-20260102-030405-ab12"
 
 
 def test_timestamps_are_utc() -> None:

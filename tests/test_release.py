@@ -14,7 +14,9 @@ from conductor.chain import Stage, State
 from conductor.compatibility import TABLE
 from conductor.config import load_config, load_recorded
 from conductor.environments.builder import Environments, Status
+from conductor.evidence.environment import describe
 from conductor.failure import Failure
+from conductor.files import write_json
 from conductor.journal import Journal
 from conductor.looking_back import finished_report
 from conductor.models import resolve_model
@@ -237,6 +239,52 @@ def test_a_limited_release_is_not_called_publishable(run: Callable[..., dict[str
     assert document["decision"] == "ACCEPT", document["reasons"]
     assert document["publish"] == "needs-human"
     assert "--limit" in document["next_action"]
+
+
+def test_what_the_command_line_overrides_is_a_deviation(conduct: Conduct, tmp_path: Path) -> None:
+    file = tmp_path / "release.yaml"
+    file.write_text("model: demo\nrecipe: int8\nseed: 7\noverlap: never\n")
+    document = conduct({}).run(load_config(file, {"seed": 8, "recipe": "int8"}), tmp_path / "run")
+    told = [each for each in document["deviations"] if "command line" in each]
+    assert told == [f"seed is 8 by the command line, 7 in {file}"]
+
+
+def test_another_environment_on_the_way_is_a_deviation(
+    run: Callable[..., dict[str, Any]], resume: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run({Stage.PTQ: raising(KeyboardInterrupt())})
+    then = describe(
+        World(
+            environments=Environments(tmp_path, variables={}),
+            environ={"OMP_NUM_THREADS": "3"},
+            machine=probe_machine(),
+        ),
+        [],
+        dry_run=False,
+    )
+    write_json(tmp_path / "run" / "env.json", {**then, "earlier": []})
+    document = resume({})
+    assert any("env.json has what they were" in each for each in document["deviations"])
+    (earlier,) = json.loads((tmp_path / "run" / "env.json").read_text())["earlier"]
+    assert earlier["variables"] == {"OMP_NUM_THREADS": "3"}
+
+
+@pytest.mark.parametrize("stage", [Stage.SETUP, Stage.PTQ])
+def test_a_release_that_fails_leaves_its_evidence(
+    run: Callable[..., dict[str, Any]], tmp_path: Path, stage: Stage
+) -> None:
+    run({stage: raising(Failure(FailureClass.SYSTEMIC, "no"))})
+    for name in ("env.json", "checklist.md", "reproduce.sh", "reproduce/failure.json"):
+        assert (tmp_path / "run" / name).is_file()
+
+
+def test_a_release_that_is_mended_leaves_nothing_to_reproduce(
+    run: Callable[..., dict[str, Any]], resume: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    run({Stage.PTQ: raising(Failure(FailureClass.SYSTEMIC, "no"))})
+    assert resume({})["decision"] == "ACCEPT"
+    assert not list((tmp_path / "run").glob("reproduce*"))
 
 
 def test_a_stop_is_written_down_and_passed_on(
