@@ -7,20 +7,29 @@ the stages left.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
 import gates
+from conductor import deterministic
 from conductor.chain import STAGES, Stage, State
+from conductor.compatibility import Engine
 from conductor.config import Config, Rule
 from conductor.engines.opening import engine_version
+from conductor.evidence.checklist import write_checklist
+from conductor.evidence.environment import record_environment
+from conductor.evidence.gate_inputs import decision_inputs, file_decision, judge_decision
+from conductor.evidence.reproduce import write_reproduction
 from conductor.executors.local import Progress
-from conductor.files import write_json
+from conductor.files import read_json
 from conductor.journal import Journal, timestamp
 from conductor.preconditions import environments_needed
+from conductor.redaction import redact_document
 from conductor.release_state import Plan, Release
 from conductor.report import write_record, write_report
+from conductor.smoke_run import reached
 from conductor.stage_files import STAGE_GATES
 from conductor.tracking import Tracking, TrackingStatus, log_release
 from gates import FailureClass
@@ -37,15 +46,28 @@ def close_out(release: Release, progress: Progress) -> dict[str, Any]:
     is ACCEPT: publishing needs the evidence on disk.
     """
     progress(0, 0, "deciding")
-    document = report_document(release)
+    document: dict[str, Any] = redact_document(report_document(release))
     run_dir = release.journal.run_dir
     try:
-        write_json(run_dir / "env.json", environment_document(release))
+        write_reproduction(release, document["exit_code"])
+    except Exception as error:  # whatever stops it must not cost the report of the failure
+        problem = f"{type(error).__name__}: {error}"
+        document["deviations"].append(f"how to repeat what failed could not be written: {problem}")
+    try:
+        environment = record_environment(
+            run_dir, release.world, _environments(release), dry_run=release.config.dry_run
+        )
+        if environment["earlier"]:
+            document["deviations"].append(
+                "machine, packages or variables changed on the way; env.json has what they were"
+            )
+        file_decision(run_dir, _decision_inputs(release))
         write_record(document, run_dir)
         tracking = _track(release, document, progress)
         document["tracking"] = tracking.document()
         if tracking.status is not TrackingStatus.LOGGED:
             write_report(document, run_dir)
+        write_checklist(run_dir)
     except Exception as error:
         _note_unwritten(document, error)
     return document
@@ -79,6 +101,8 @@ def _track(release: Release, document: dict[str, Any], progress: Progress) -> Tr
         release.journal.run_dir,
         workspace=release.config.workspace,
         environ=release.world.environ,
+        uri=release.config.tracking.uri,
+        experiment=release.config.tracking.experiment,
         note=release.journal.record,
     )
 
@@ -108,6 +132,8 @@ def report_document(release: Release) -> dict[str, Any]:
         "until_decided": config.until_decided,
         "seed": config.seed,
         "limit": config.limit,
+        "deterministic": _repeatability(release) if config.deterministic else None,
+        "smoke": reached(release) if config.smoke else None,
         "size": _size(release.checkpoint_summary),
         "stages": [_stage(stage, journal) for stage in STAGES if stage is not Stage.CLOSEOUT],
         "gates": _gates(release),
@@ -132,30 +158,37 @@ def report_document(release: Release) -> dict[str, Any]:
 
 
 def _outcome(release: Release) -> gates.Outcome:
-    outcome = gates.decide(
-        release.verdicts,
-        [
-            gates.StageFailure(stage=stage, failure_class=f.failure_class, message=f.message)
-            for stage, f in release.failures
-        ],
-        required=_required_gates(release.resolved),
-    )
-    if release.config.dry_run:
-        return replace(
-            outcome,
-            next_action="Release again without --dry-run: no tool ran, and nothing was measured.",
+    outcome = judge_decision(_decision_inputs(release), release.verdicts)
+    next_action = _next_action(outcome, release.config)
+    return replace(outcome, next_action=next_action) if next_action else outcome
+
+
+def _next_action(outcome: gates.Outcome, config: Config) -> str | None:
+    """Say what to do next where that follows from how the release was asked for."""
+    accepted = outcome.decision is gates.Decision.ACCEPT
+    undecided = outcome.failure_class is FailureClass.INSUFFICIENT_EVIDENCE
+    if config.dry_run:
+        return "Release again without --dry-run: no tool ran, and nothing was measured."
+    if config.smoke and (accepted or undecided):
+        return (
+            "Release with the production configuration once every stage was reached: a smoke run "
+            "asks too little to publish on."
         )
-    if outcome.decision is gates.Decision.ACCEPT and release.config.limit is not None:
-        return replace(
-            outcome,
-            next_action="Release again without --limit before publishing: only the first "
-            f"{release.config.limit} documents of each task were asked.",
+    if accepted and config.limit is not None:
+        return (
+            "Release again without --limit before publishing: only the first "
+            f"{config.limit} documents of each task were asked."
         )
-    if outcome.failure_class is FailureClass.INSUFFICIENT_EVIDENCE and (
-        capped := _capped(release.config)
-    ):
-        return replace(outcome, next_action=capped)
-    return outcome
+    return _capped(config) if undecided else None
+
+
+def _decision_inputs(release: Release) -> dict[str, Any]:
+    """Return what is decided on: the verdicts, the stages that failed without one, what is owed."""
+    failures = [
+        gates.StageFailure(stage=stage, failure_class=f.failure_class, message=f.message)
+        for stage, f in release.failures
+    ]
+    return decision_inputs(release.verdicts, failures, _required_gates(release.resolved))
 
 
 def _capped(config: Config) -> str | None:
@@ -183,8 +216,11 @@ def _required_gates(plan: Plan | None) -> tuple[str, ...]:
 
 
 def _publish(outcome: gates.Outcome, config: Config) -> str:
-    """Return what to do with the checkpoint; a dry run, or a part of each task, proves nothing."""
-    proves_little = config.dry_run or config.limit is not None
+    """Return what to do with the checkpoint; some releases prove too little to publish on.
+
+    Those are dry runs, smoke runs, and releases that asked a part of each task.
+    """
+    proves_little = config.dry_run or config.smoke or config.limit is not None
     return "needs-human" if proves_little and not outcome.exit_code else outcome.publish
 
 
@@ -338,12 +374,23 @@ def _settings(release: Release) -> dict[str, Any]:
 
 
 def _versions(release: Release) -> dict[str, dict[str, str]]:
-    if release.resolved is None:
-        return {}
-    return {
-        name: release.world.environments.versions(name)
-        for name in environments_needed(release.resolved.row)
-    }
+    return {name: release.world.environments.versions(name) for name in _environments(release)}
+
+
+def _environments(release: Release) -> list[str]:
+    """Name the worker environments that the release uses, once that is known."""
+    return environments_needed(release.resolved.row) if release.resolved else []
+
+
+def _repeatability(release: Release) -> dict[str, Any]:
+    """Return what a deterministic release pinned, and what neither it nor its tools could."""
+    world, said = release.world, set[str]()
+    for path in release.journal.run_dir.glob("stages/**/result.json"):
+        # A worker that left no whole result said nothing.
+        with suppress(OSError, ValueError, AttributeError, TypeError):
+            said.update(read_json(path).get(deterministic.EXCEPTIONS, ()))
+    version = engine_version(Engine.VLLM, world.machine.device, world.environments)
+    return deterministic.describe(release.config, release.resolved, world, version, sorted(said))
 
 
 def _deviations(release: Release) -> list[str]:
@@ -359,7 +406,18 @@ def _deviations(release: Release) -> list[str]:
 def _departures_in_course(release: Release) -> list[str]:
     """Say what was tried again, taken up again, or changed on the way."""
     history = release.journal.history
-    found = ["a dry run: recorded results stood for the tools"] if release.config.dry_run else []
+    config = release.config
+    found = ["a dry run: recorded results stood for the tools"] if config.dry_run else []
+    if config.smoke:
+        found.append("a smoke run: it asks less than production does")
+    found += [
+        f"{name} is not as in production, on purpose: {reason}"
+        for name, reason in config.smoke_purpose.items()
+    ]
+    found += [
+        f"{name} is {config.origins[name][0]!r} by the command line, {value!r} in {file}"
+        for name, (value, file) in config.overridden.items()
+    ]
     found += [
         f"{stage}: {trouble}"
         for stage, record in history.stages.items()
@@ -438,12 +496,3 @@ def _gaps(release: Release) -> list[str]:
     if verbosity and verbosity.not_comparable:
         found.append(f"length of answers not compared: {', '.join(verbosity.not_comparable)}")
     return found
-
-
-def environment_document(release: Release) -> dict[str, Any]:
-    """Return the machine and the packages of every environment used (``env.json``)."""
-    return {
-        "machine": release.world.machine.document(),
-        "packages": _versions(release),
-        "day0_version": version("day0"),
-    }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -42,8 +42,8 @@ SHRUNK = ".shrunk"
 """Ends the name of a file that is kept as what the demo model does not give of it."""
 EVALUATION_STAGES = {"source": "baseline_eval", "candidate": "candidate_eval"}
 
-WHERE = frozenset({"base_url", "output_dir", "request_cache", "timeout_s"})
-"""Fields of a request that say where something is and how long to wait, not what is asked."""
+WHERE = frozenset({"base_url", "output_dir", "request_cache", "concurrency", "timeout_s"})
+"""Fields of a request that say where something is and how it is asked, not what is asked."""
 
 
 def find_record(config: Config) -> Path:
@@ -153,6 +153,16 @@ class RecordedEnvironments(Environments):
         versions: dict[str, str] = self._recorded[name]["packages"]
         return versions
 
+    def packages(self, name: str) -> dict[str, dict[str, str | None]]:
+        """Return the packages that were installed; of their files nothing is recorded."""
+        return {
+            package: {"version": version, "sha256": None}
+            for package, version in self.versions(name).items()
+        }
+
+    def python_version(self, name: str) -> None:
+        """Return ``None``: it is not recorded."""
+
 
 def recorded_world(recorded: Path, environ: Mapping[str, str]) -> World:
     """Return the machine and the environments that the record was made on and with."""
@@ -220,8 +230,9 @@ class RecordedTools:
     def open_session(
         self, engine: Engine, sides: Sides, config: Config, max_length: int | None
     ) -> EngineSession:
-        """Open the engine that was recorded."""
-        settings = server_settings(config, self._record.device, max_length)
+        """Open the engine that was recorded; what it once answered needs no pins to be the same."""
+        unpinned = replace(config, deterministic=False)
+        settings = server_settings(unpinned, self._record.device, max_length)
         wanted = {"engine": engine, **settings.document()}
         self._compare("the engine", self._record.document["sides"]["source"]["settings"], wanted)
         self._session.tokenizer = str(sides.source)

@@ -186,6 +186,15 @@ def release(
             rich_help_panel=QUESTIONS,
         ),
     ] = None,
+    deterministic: Annotated[
+        bool | None,
+        typer.Option(
+            "--deterministic",
+            help="Pin every seed, ask one question at a time, and ask the tools for their "
+            "deterministic modes; the report says what could not be pinned.",
+            rich_help_panel=AROUND,
+        ),
+    ] = None,
     overlap: Annotated[
         Overlap | None,
         typer.Option(
@@ -235,6 +244,7 @@ def release(
         "dry_run": dry_run,
         "fresh_baseline": fresh_baseline,
         "overlap": overlap,
+        "deterministic": deterministic,
     }
     with ending_well() as ending:
         steps = _steps(from_step, to_step, only_step)
@@ -325,7 +335,9 @@ def _steps(from_step: str | None, to_step: str | None, only_step: str | None) ->
 def _name(config: Config) -> str:
     from conductor.journal import name_run
 
-    return name_run(config.model, config.recipe, datetime.now(UTC), secrets.token_hex(2))
+    return name_run(
+        config.model, config.recipe, datetime.now(UTC), secrets.token_hex(2), config.run_name
+    )
 
 
 def _now() -> datetime:
@@ -354,12 +366,11 @@ def _conductor(config: Config, shown: LiveDisplay | PlainDisplay) -> Conductor:
 def _world_and_tools(config: Config) -> tuple[World, Callable[[World, Note], Tools]]:
     """Return this machine and its tools, or those that were recorded, for a dry run."""
     from conductor.recorded_tools import RecordedTools, find_record, recorded_world
-    from conductor.tools import LocalTools
-    from conductor.world import World
+    from conductor.tools import EXECUTORS, find_world
 
     environ = dict(os.environ)
     if not config.dry_run:
-        return World.find(environ), LocalTools
+        return find_world(config, environ), EXECUTORS[config.executor]
     record = find_record(config)
     return recorded_world(record, environ), lambda _, note: RecordedTools(record, note)
 

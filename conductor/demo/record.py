@@ -50,7 +50,7 @@ def record(run_dir: Path, destination: Path) -> None:
         "recipe": config["recipe"]["value"],
         "day0_version": report["day0_version"],
         "machine": _json(run_dir / "env.json")["machine"] | {"system": "Linux"},
-        "environments": _environments(_json(run_dir / "env.json")["packages"]),
+        "environments": _environments(_json(run_dir / "env.json")["environments"]),
         "quantize": {"script": _quantizer(report), **_worker(run_dir / "stages" / "ptq")},
         "canary": _json(run_dir / "stages" / "deploy" / "canary.json"),
         "sides": {
@@ -76,11 +76,13 @@ def _json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _environments(packages: dict[str, dict[str, str]]) -> dict[str, dict[str, Any]]:
-    built = Environments()
+def _environments(used: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {
-        name: {"digest": built.digest(name), "packages": versions}
-        for name, versions in packages.items()
+        name: {
+            "digest": each["lock_digest"],
+            "packages": {name: package["version"] for name, package in each["packages"].items()},
+        }
+        for name, each in used.items()
     }
 
 

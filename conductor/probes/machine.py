@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import shutil
 import subprocess
 from dataclasses import asdict, dataclass
@@ -61,21 +62,53 @@ def probe_machine() -> Machine:
     )
 
 
-def _probe_accelerators() -> tuple[Accelerator, ...]:
+@dataclass(frozen=True, kw_only=True)
+class DriverReport:
+    """What ``nvidia-smi`` says without arguments, word for word; ``failure`` is why it is useless.
+
+    ``cuda_version`` is the newest CUDA that the driver runs, ``None`` where it does not say.
+    """
+
+    text: str
+    cuda_version: str | None
+    failure: str | None
+
+
+def probe_driver() -> DriverReport:
+    """Ask the driver of the accelerators about itself."""
+    text, failure = _ask_nvidia_smi()
+    stated = re.search(r"CUDA (?:UMD )?Version\s*:\s*(\d[\d.]*)", text)
+    return DriverReport(text=text, cuda_version=stated and stated[1], failure=failure)
+
+
+def _ask_nvidia_smi(*arguments: str) -> tuple[str, str | None]:
+    """Return what ``nvidia-smi`` printed, and what kept it from answering."""
     program = shutil.which("nvidia-smi")
     if program is None:
-        return ()
-    fields = "name,memory.total,driver_version,compute_cap"
-    query = [f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+        return "", "there is no nvidia-smi on this machine"
     try:
         answer = subprocess.run(
-            [program, *query], capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT_S
+            [program, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=NVIDIA_SMI_TIMEOUT_S,
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except subprocess.TimeoutExpired:
+        return "", f"nvidia-smi did not answer within {NVIDIA_SMI_TIMEOUT_S} s"
+    except OSError as error:
+        return "", f"nvidia-smi cannot be started ({error.strerror or error})"
+    failure = f"nvidia-smi ended with exit status {answer.returncode}"
+    return answer.stdout, failure if answer.returncode else None
+
+
+def _probe_accelerators() -> tuple[Accelerator, ...]:
+    fields = "name,memory.total,driver_version,compute_cap"
+    text, failure = _ask_nvidia_smi(f"--query-gpu={fields}", "--format=csv,noheader,nounits")
+    if failure:
         return ()
-    if answer.returncode != 0:
-        return ()
-    rows = [line.split(", ") for line in answer.stdout.splitlines() if line.count(", ") == 3]
+    rows = [line.split(", ") for line in text.splitlines() if line.count(", ") == 3]
     return tuple(
         Accelerator(
             name=name,
