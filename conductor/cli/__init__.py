@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from conductor.cli import plan, release, runs, single_stages
+from conductor.cli import config, evidence, plan, publish, release, runs, single_stages, smoke
 from conductor.cli.options import SINGLE_STAGE_EXITS
 
 app = typer.Typer(
@@ -17,6 +17,12 @@ app = typer.Typer(
 cache = typer.Typer(
     help="The cache of baseline evaluations.", no_args_is_help=True, rich_markup_mode="markdown"
 )
+configuration = typer.Typer(
+    help="What configurations say, and whether smoke runs are production.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+scenarios = typer.Typer(rich_markup_mode="markdown")
 
 app.command()(release.release)
 app.command()(release.resume)
@@ -24,8 +30,18 @@ app.command()(runs.status)
 app.command()(runs.runs)
 app.command()(runs.repair)
 app.command()(runs.sync)
+app.command()(evidence.verify)
+app.command()(evidence.bundle)
+app.command()(publish.publish)
 app.add_typer(cache, name="cache")
 cache.command()(runs.explain)
+app.add_typer(configuration, name="config")
+configuration.command()(config.show)
+configuration.command()(config.check)
+app.add_typer(scenarios, name="smoke")
+scenarios.callback(invoke_without_command=True)(smoke.smoke)
+scenarios.command()(smoke.check)
+app.command()(smoke.done)
 app.command()(plan.plan)
 app.command(epilog=SINGLE_STAGE_EXITS)(single_stages.ptq)
 app.command(epilog=SINGLE_STAGE_EXITS)(single_stages.serve)

@@ -1,0 +1,1 @@
+"""Scenarios that run what users run, and say positively what must appear."""
