@@ -6,8 +6,9 @@ says in ``smoke_purpose`` why it differs. Invariants:
 
 * The table is code: no configuration can widen it.
 * What is counted (questions, repeats, calibration) may only be as in production, or less.
-* A production file lies in a directory named ``prod`` and is no smoke run. An entry has one; what
-  else it extends counts as its own, so that a file in between hides nothing.
+* A production file lies in a directory named ``prod``, in none named ``smoke``, and is no smoke
+  run. An entry has one; what else it extends counts as its own, so that a file in between hides
+  nothing.
 * A reason is for what the file that gives it says or extends. A file of reasons that others extend
   gives none, and a value that is overridden takes its reason along.
 * An entry is what resolves to ``smoke: true``, lies in a directory named ``smoke``, or extends the
@@ -24,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from conductor.config import DEFAULTS, load_config
-from conductor.config_files import PURPOSE, ConfigFile, Entry, merge, open_config_file
+from conductor.config_files import PURPOSE, ConfigFile, Entry, merge, open_config_file, project_of
 from conductor.failure import Failure
+from conductor.redaction import redact_document
 
 COMMON = "common_prodlike.yaml"
 """The file name of what all smoke configurations of a project share."""
@@ -163,8 +165,9 @@ def _files(paths: Iterable[Path]) -> Sequence[Path]:
     """Return the configurations among ``paths``; of a directory, all YAML files below it."""
     found: dict[Path, None] = {}
     for path in (Path(os.path.abspath(each)) for each in paths):  # noqa: PTH100 - without ".."
-        below = sorted([*path.rglob("*.yaml"), *path.rglob("*.yml")]) if path.is_dir() else [path]
-        found |= dict.fromkeys(below)
+        below = sorted(path.rglob("*")) if path.is_dir() else []
+        yaml = (each for each in below if each.suffix.lower() in (".yaml", ".yml"))
+        found |= dict.fromkeys(yaml if path.is_dir() else [path])
     return list(found)
 
 
@@ -185,10 +188,15 @@ def _is_smoke(file: ConfigFile) -> bool:
 def _production(entry: ConfigFile) -> list[ConfigFile]:
     """Return the production files that are extended, less those that they extend themselves."""
     found = [
-        each for each in entry.applied() if each.path.parent.name == "prod" and not _is_smoke(each)
+        each for each in entry.applied() if _lies_in_production(each.path) and not _is_smoke(each)
     ]
     below = {each.path for file in found for each in file.applied()[:-1]}
     return [each for each in found if each.path not in below]
+
+
+def _lies_in_production(path: Path) -> bool:
+    within = path.relative_to(project_of(path)).parts
+    return path.parent.name == "prod" and "smoke" not in within
 
 
 def _reasons(smoke: Mapping[str, Entry], production: ConfigFile | None) -> dict[str, Entry]:
@@ -216,7 +224,7 @@ def _differences(
             covers = reason is not None and origin in _covered(reason, entry)
             yield Difference(
                 name=name,
-                production=there,
+                production=redact_document(there),
                 smoke=here,
                 origin=origin,
                 reason=reason.value if reason and covers else None,

@@ -242,7 +242,7 @@ def _odd(document: Mapping[Any, Any]) -> Iterator[str]:
             yield f"{name}: is no setting{nearest_name(name)}"
         elif isinstance(value, date | bytes | set):
             kind = type(value).__name__
-            yield f"{name}: {value} is of the type {kind}; put text into quotes"
+            yield f"{name}: {value!s} is of the type {kind}; put text into quotes"
         elif isinstance(value, float) and not isfinite(value):
             yield f"{name}: {value} is no number that can be counted with; give another"
 

@@ -61,14 +61,23 @@ class Open:
 def contradictions(values: Mapping[str, tuple[Any, str]], option: str) -> list[str]:
     """Say which settings that come from ``option``, the command line, a deterministic release pins.
 
+    A seed that the server alone is given is refused wherever it comes from.
+
     ``values`` are settings with their origins, by dotted name.
     """
-    return [
+    found = [
         f"{name}: {values[name][0]} cannot stand beside deterministic, which pins it to {pin}; "
         "leave one of the two out"
         for name, pin in SETTINGS.items()
         if values[name][1] == option and values[name][0] != pin
     ]
+    arguments, origin = values["engine.arguments"]
+    if any(argument.partition("=")[0] == "--seed" for argument in arguments):
+        found.append(
+            f"engine.arguments: --seed ({origin}) cannot stand beside deterministic, which gives "
+            "every tool one seed; take it out, and give that as seed:"
+        )
+    return found
 
 
 def pin_settings(values: Mapping[str, tuple[Any, str]]) -> dict[str, tuple[Any, str]]:

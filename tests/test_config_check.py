@@ -385,6 +385,20 @@ def test_the_common_file_widens_nothing(edit: Edit, project: Path, line: str, wo
     assert any(problem.startswith(word) and str(common) in problem for problem in found)
 
 
+def test_no_smoke_run_hides_by_the_case_of_its_suffix(edit: Edit, project: Path) -> None:
+    path = edit("release/smoke/one.YAML", f"{EXTENDED}threshold: 0.5\n")
+    assert problems(project) == problems(path) != []
+
+
+def test_what_production_should_not_hold_is_not_repeated(edit: Edit) -> None:
+    held = "extends: base.yaml\ntracking: {uri: 'http://user:planted@host'}\n"
+    edit("release/prod/held.yaml", held)
+    text = EXTENDED.replace("int8", "held") + "tracking: {uri: null}\n"
+    done = day0("check", edit("release/smoke/one.yaml", text))
+    assert "refused: tracking.uri: None in" in done.stdout
+    assert "planted" not in done.output
+
+
 def test_no_smoke_run_hides_by_the_name_of_the_common_file(edit: Edit) -> None:
     text = "extends: ../prod/int8.yaml\nsmoke: true\nthreshold: 0.5\n"
     found = problems(edit("release/smoke/common_prodlike.yaml", text))
@@ -404,6 +418,13 @@ def test_production_gives_no_reason_for_its_smoke_runs(edit: Edit, project: Path
     assert [problem.partition(":")[0] for problem in problems(entry)] == ["threshold"]
     (unusable,) = check([project / "release/prod"]).unusable
     assert "smoke_purpose needs smoke: true" in unusable
+
+
+def test_production_does_not_lie_among_smoke_runs(edit: Edit) -> None:
+    edit("release/smoke/prod/easy.yaml", "extends: ../../prod/int8.yaml\nthreshold: 0.5\n")
+    entry = edit("release/smoke/one.yaml", EXTENDED.replace("../prod/int8", "prod/easy"))
+    (problem,) = problems(entry)
+    assert problem.startswith("threshold: 0.5 in ")
 
 
 def test_production_that_says_it_is_smoke_is_held_against_production(edit: Edit) -> None:

@@ -119,6 +119,13 @@ def test_the_command_line_cannot_contradict_it(tmp_path: Path) -> None:
     assert config_of(tmp_path, overlap="never").overlap == "never"
 
 
+@pytest.mark.parametrize("arguments", ["[--seed, '5']", "[--x, --seed=5]"])
+def test_a_server_has_no_seed_of_its_own(tmp_path: Path, arguments: str) -> None:
+    with pytest.raises(Failure, match=r"engine\.arguments: --seed .* deterministic, .* seed:"):
+        config_of(tmp_path, f"engine: {{arguments: {arguments}}}\n")
+    assert config_of(tmp_path, "engine: {arguments: [--seeds]}\n").engine.arguments
+
+
 @pytest.mark.parametrize("named_in_a_file", [True, False])
 def test_a_recorded_release_is_deterministic_again(tmp_path: Path, named_in_a_file: bool) -> None:
     import yaml
