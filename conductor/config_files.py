@@ -26,8 +26,6 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from conductor.documents import read_mapping, read_schema, refuse, validate
 
 ROOTS = "DAY0_CONFIG_ROOTS"
@@ -201,7 +199,7 @@ class _Reader:
 def _read_one(path: Path, where: str) -> dict[str, Any]:
     """Read one file and hold it against the schema; what is null is said of no type."""
     document = read_mapping(path, where=where)
-    if problems := [*_said_twice(path.read_text(encoding="utf-8")), *_odd(document)]:
+    if problems := list(_odd(document)):
         raise refuse(where, "; ".join(problems))
     stated = {
         name: _without_nulls(value) if isinstance(value, Mapping) else value
@@ -209,26 +207,6 @@ def _read_one(path: Path, where: str) -> dict[str, Any]:
     }
     validate(stated, schema="config", where=where)
     return document
-
-
-def _said_twice(text: str) -> Iterator[str]:
-    """Say which names stand twice in one mapping of YAML."""
-    nodes, seen = [yaml.compose(text, Loader=yaml.SafeLoader)], set[int]()
-    for node in nodes:
-        if id(node) in seen or not isinstance(node, yaml.CollectionNode):
-            continue
-        seen.add(id(node))
-        if not isinstance(node, yaml.MappingNode):
-            nodes += node.value
-            continue
-        first: dict[str, int] = {}
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            if key.value in first:
-                lines = f"lines {first[key.value]} and {line}"
-                yield f"{key.value}: stands there twice ({lines}); leave one of the two"
-            first.setdefault(key.value, line)
-            nodes.append(value)
 
 
 def _odd(document: Mapping[Any, Any]) -> Iterator[str]:

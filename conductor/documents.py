@@ -6,7 +6,7 @@ Every error names the file, the field and the remedy.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -38,17 +38,40 @@ def read_mapping(path: Path, *, where: str) -> dict[str, Any]:
 
     Raises:
         Failure: USER_CONFIG_ERROR naming ``where`` when the file cannot be read, is not YAML, or
-            holds something other than a mapping.
+            holds something other than a mapping, or one with a name that stands twice.
     """
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        document = yaml.safe_load(text)
     except OSError as error:
         raise refuse(where, f"cannot be read ({error.strerror}); check the path") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise refuse(where, f"is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(document, dict):
         raise refuse(where, "must be a mapping of names to values")
+    if twice := list(_said_twice(text)):
+        raise refuse(where, "; ".join(twice))
     return document
+
+
+def _said_twice(text: str) -> Iterator[str]:
+    """Say which names stand twice in one mapping of YAML."""
+    nodes, seen = [yaml.compose(text, Loader=yaml.SafeLoader)], set[int]()
+    for node in nodes:
+        if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+            continue
+        seen.add(id(node))
+        if not isinstance(node, yaml.MappingNode):
+            nodes += node.value
+            continue
+        first: dict[str, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if key.value in first:
+                lines = f"lines {first[key.value]} and {line}"
+                yield f"{key.value}: stands there twice ({lines}); leave one of the two"
+            first.setdefault(key.value, line)
+            nodes.append(value)
 
 
 def validate(document: Mapping[str, Any], *, schema: str, where: str) -> None:
