@@ -14,7 +14,7 @@ plan: .venv/.installed
 	$(BIN)/day0 release demo --recipe $(RECIPE) --workspace $(WORKSPACE) --plan-only
 
 smoke: .venv/.installed
-	$(BIN)/python tests/smoke.py
+	$(BIN)/day0 smoke
 
 test: .venv/.installed environments
 	$(BIN)/pytest
@@ -25,6 +25,7 @@ test-fast: .venv/.installed
 lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/day0 config check
 
 types: .venv/.installed
 	$(BIN)/mypy

@@ -23,6 +23,7 @@ from gates.lengths import evaluate_output_lengths
 from gates.noninferiority import evaluate_noninferiority
 from gates.ptq import evaluate_checkpoint
 from gates.run import evaluate_run
+from gates.smoke import evaluate_smoke
 from gates.verbosity import evaluate_verbosity
 from gates.verdict import Check, Decision, FailureClass, Verdict
 
@@ -49,5 +50,6 @@ __all__ = [
     "evaluate_noninferiority",
     "evaluate_output_lengths",
     "evaluate_run",
+    "evaluate_smoke",
     "evaluate_verbosity",
 ]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import typer
 
 from conductor.cli import config, evidence, plan, publish, release, runs, single_stages, smoke
+from conductor.cli.ending import Commands
 from conductor.cli.options import SINGLE_STAGE_EXITS
 
 app = typer.Typer(
+    cls=Commands,
     help="Quantize a model, prove the checkpoint, serve it, evaluate it, and decide.",
     no_args_is_help=True,
     add_completion=False,
