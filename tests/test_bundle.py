@@ -22,6 +22,7 @@ from conductor.evidence.seal import RUN_MANIFEST
 from conductor.evidence.verify import verify
 from conductor.failure import Failure
 from conductor.run_lock import hold
+from gates import FailureClass
 
 WEIGHTS = "checkpoint/model.safetensors"
 Members = list[tuple[tarfile.TarInfo, bytes]]
@@ -242,6 +243,19 @@ def test_a_run_that_has_not_ended_has_no_bundle(finished_run: Path, tmp_path: Pa
         bundle(run_dir, tmp_path / "a.tar.gz")
 
 
+@pytest.mark.parametrize("place", [".", "new/run.tar.gz", "run/run.tar.gz", "run/stages/a.tar.gz"])
+def test_an_archive_is_not_written_where_it_does_not_belong(
+    finished_run: Path, tmp_path: Path, place: str
+) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.symlink_to(finished_run)
+    with pytest.raises(Failure, match="--output ") as refused:
+        bundle(run_dir, tmp_path / place)
+    assert refused.value.failure_class is FailureClass.USER_CONFIG_ERROR
+    assert list(tmp_path.iterdir()) == [run_dir]
+    assert verify(run_dir).problems == ()
+
+
 def test_an_archive_appears_whole_or_not_at_all(finished_run: Path, tmp_path: Path) -> None:
     run_dir = Path(shutil.copytree(finished_run, tmp_path / "run"))
     (run_dir / "report.md").unlink()
@@ -263,6 +277,15 @@ def test_an_archive_appears_whole_or_not_at_all(finished_run: Path, tmp_path: Pa
 )
 def test_is_weight(name: str, expected: bool) -> None:
     assert is_weight(name) is expected
+
+
+def test_names_in_an_archive_do_not_steer_the_terminal(tmp_path: Path) -> None:
+    hostile = member("run/\x1b[2J\nrun.tar.gz: everything holds", tarfile.FIFOTYPE)
+    path = pack(tmp_path / "run.tar.gz", [(member("run/bundle.json"), b""), (hostile, b"")])
+    told = run_day0("verify", str(path))
+    assert told.exit_code == 1
+    assert "\x1b" not in told.stdout
+    assert len(told.stdout.splitlines()) == 2
 
 
 def test_the_commands(finished_run: Path, tmp_path: Path) -> None:

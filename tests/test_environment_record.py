@@ -218,6 +218,14 @@ def test_what_it_was_before_stays(world: World, record: Record) -> None:
     assert third["earlier"][0] == {name: first[name] for name in first if name != "earlier"}
 
 
+def test_environments_that_an_early_end_no_longer_names_stay(
+    world: World, record: Record, tmp_path: Path
+) -> None:
+    before = record(world)
+    assert before["environments"]
+    assert record_environment(tmp_path / "run", world, [], dry_run=False) == before
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"version": 1}', '{"earlier": 1}'])
 def test_what_is_not_ours_is_replaced(
     world: World, record: Record, tmp_path: Path, text: str

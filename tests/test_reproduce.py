@@ -400,6 +400,22 @@ def test_a_refused_request_is_refused_again(
     assert "then: exit code 2; now: exit code 2" in done.stdout
 
 
+def test_a_request_that_comes_through_this_time_ends_with_0(
+    make: Make, tmp_path: Path, environments: Environments
+) -> None:
+    release = make(Stage.SETUP, resolved=False, dry_run=True, model="demo")
+    fail(release, Stage.SETUP, "there was no room")
+    write_reproduction(release, exit_code=5)
+    day0 = tmp_path / "day0"
+    for words, status in (("stopped after setup, as asked; resume with: x", 0), ("stopped", 130)):
+        day0.write_text(f"#!/bin/sh\necho '{words}'\nexit 130\n")
+        day0.chmod(0o755)
+        done = repeat(release.journal.run_dir, environments, DAY0=str(day0))
+        assert (done.returncode, done.stderr) == (status, "")
+        assert f"then: exit code 5; now: exit code {status}" in done.stdout
+        shutil.rmtree(release.journal.run_dir.parent / "work")
+
+
 def test_what_was_asked_for_by_path_travels(
     make: Make, tmp_path: Path, environments: Environments
 ) -> None:
@@ -528,6 +544,25 @@ def test_what_cannot_be_loaded_is_loaded_again(make: Make) -> None:
     request = json.loads((folder / "request.json").read_text())
     assert request["checkpoints"]["candidate"] == "@CHECKPOINT@"
     assert (folder / "checkpoint" / "config.json").exists()
+
+
+def test_a_candidate_that_was_rejected_since_is_found_under_its_new_name(
+    make: Make, environments: Environments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reproduce, "LARGEST_COPY_BYTES", 0)
+    release = make(Stage.DEPLOY, row=TRANSFORMERS)
+    deploy = release.journal.attempt_dir(Stage.DEPLOY)
+    write_json(deploy / "canary.json", {"health": "died", "source_health": "ok", "prompts": []})
+    write_json(deploy / "request.json", {"checkpoints": {"candidate": str(release.checkpoint)}})
+    release.checkpoint.mkdir()
+    (release.checkpoint / "config.json").write_text("{}")
+    fail(release, Stage.DEPLOY, gate="canary")
+    write_reproduction(release, exit_code=4)
+    run_dir = release.journal.run_dir
+    rejected = release.checkpoint.rename(run_dir / "REJECTED-checkpoint")
+    assert "does not hold" not in repeat(run_dir, environments, PYTHON=sys.executable).stderr
+    filled = json.loads((run_dir.parent / "work" / "request.json").read_text())
+    assert filled["checkpoints"] == {"candidate": str(rejected)}
 
 
 def test_a_dry_run_is_repeated_as_one(make: Make) -> None:

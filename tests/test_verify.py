@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -137,7 +138,7 @@ LINES: list[tuple[str, Callable[[list[bytes]], list[bytes]]]] = [
     ("carriage-returns", lambda lines: [line + b"\r" for line in lines]),
     ("emptied", lambda lines: []),
     ("a-space-in-the-last", lambda lines: [*lines[:-1], lines[-1].replace(b": ", b":  ", 1)]),
-    ("a-key-twice-in-the-last", lambda lines: [*lines[:-1], b'{"decision": "NO", ' + lines[-1][1:]]),
+    ("a-key-twice-in-the-last", lambda lines: [*lines[:-1], b'{"at": "x", ' + lines[-1][1:]]),
 ]
 
 
@@ -187,6 +188,15 @@ def test_a_log_that_was_edited_is_found(
             "stages/more.txt",
             "is not among the sealed files",
             id="a-file-more",
+        ),
+        pytest.param(
+            lambda run: os.mkfifo(run / "stages/pipe"), "stages/pipe", "is no file", id="a-pipe"
+        ),
+        pytest.param(
+            lambda run: (run / "stages/link").symlink_to("nowhere"),
+            "stages/link",
+            "is no file",
+            id="a-link-to-nothing",
         ),
         pytest.param(
             lambda run: (run / ".x.1.tmp").write_text("x"),
@@ -420,6 +430,15 @@ def test_a_forgery_with_its_digests_in_order_is_found(
     forge(run_dir)
     told = [str(problem) for problem in verify(run_dir).problems]
     assert any(line.startswith(f"{named}: ") and words in line for line in told), told
+
+
+@pytest.mark.parametrize("summary", [None, [], {"tasks": []}, {"tasks": {"demo_addition": 1}}])
+def test_evidence_that_its_gate_cannot_read_stops_nothing(run_dir: Path, summary: object) -> None:
+    change = edited(
+        "evidence/candidate_run.json", lambda it: it["arguments"].update(summary=summary)
+    )
+    change(run_dir)
+    assert "is not what its gate says" in problems(run_dir)["verdicts/candidate_run.json"]
 
 
 HOSTILE = ["", "[]", "{}", "null", "[" * 50_000, '{"a": NaN}', "\0\0", '"text"', "1e999"]

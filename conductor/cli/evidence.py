@@ -36,7 +36,8 @@ def verify(
     Every file is digested again, every gate asked again with its evidence, and the decision made
     again; whatever does not hold is named.
 
-    Exit codes: 0 everything holds, 1 something does not, 2 no run and no bundle.
+    Exit codes: 0 everything holds, 1 something does not, 2 no run and no bundle, 5 it cannot look
+    (no permission, no room).
 
     Example: `day0 verify demo-int8.tar.gz`
     """
@@ -55,12 +56,15 @@ def verify(
 
 
 def _show(path: Path, findings: Findings) -> None:
-    for sentence in findings.checked:
-        print(f"checked: {sentence}")
-    for sentence in findings.not_checked:
-        print(f"not checked: {sentence}")
-    for problem in findings.problems:
-        print(f"wrong: {problem}")
+    from conductor.report.wording import printable
+
+    lines = [
+        *(f"checked: {sentence}" for sentence in findings.checked),
+        *(f"not checked: {sentence}" for sentence in findings.not_checked),
+        *(f"wrong: {problem}" for problem in findings.problems),
+    ]
+    for line in lines:  # names in a bundle are somebody else's
+        print(printable(line.replace("\n", "\\n")))
     count = len(findings.problems)
     wrong = "1 thing does not hold" if count == 1 else f"{count} things do not hold"
     print(f"{path}: {wrong if count else 'everything holds'}")

@@ -79,9 +79,16 @@ def bundle(run_dir: Path, output: Path, *, with_checkpoint: bool = False) -> Pat
     """Write a sealed run to the archive ``output``, which appears whole; return its path.
 
     Raises:
-        Failure: USER_CONFIG_ERROR when somebody works on the run, or it was never sealed.
+        Failure: USER_CONFIG_ERROR when somebody works on the run, it was never sealed, or
+            ``output`` is no place for it.
         OSError: a file cannot be read, or the archive not written.
     """
+    if output.is_dir() or not output.parent.is_dir():
+        raise _refused(f"--output {output}: name a file in a directory that is there")
+    if output.resolve().is_relative_to(run_dir.resolve()):
+        raise _refused(
+            f"--output {output}: lies in the run, which is sealed; name a place outside of it"
+        )
     if (who := holder(run_dir)) is not None:
         raise _refused(f"{run_dir}: process {who.pid} works on it; wait for its end")
     try:
@@ -168,21 +175,18 @@ def _header(name: str, size: int) -> tarfile.TarInfo:
     return member
 
 
-class _Metered:
-    """A stream that is read up to an allowance, which is given anew for each file."""
+class _Metered(gzip.GzipFile):
+    """A compressed stream that is read up to an allowance, which is given anew for each file."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
-        """Read from ``stream``, a header at first."""
-        self.stream = stream
-        self.allow(0)
+    left = LARGEST_HEADER_BYTES
 
     def allow(self, size: int) -> None:
         """Let ``size`` bytes of content be read, and the header after them."""
         self.left = size + LARGEST_HEADER_BYTES
 
-    def read(self, size: int) -> bytes:
-        """Read as the stream does; raises DamagedBundle beyond the allowance."""
-        piece = self.stream.read(size)
+    def read(self, size: int | None = -1) -> bytes:
+        """Read as any stream does; raises DamagedBundle beyond the allowance."""
+        piece = super().read(size)
         self.left -= len(piece)
         if self.left < 0:
             raise DamagedBundle("", f"has a header of more than {LARGEST_HEADER_BYTES:,} bytes")
@@ -195,12 +199,11 @@ def _unpack(path: Path, into: Path) -> Unpacked:
     seen: set[str] = set()
     room = LARGEST_UNPACKED_BYTES
     try:
-        with path.open("rb") as raw, gzip.GzipFile(fileobj=raw) as stream:
-            metered = _Metered(stream)
-            with tarfile.open(fileobj=metered, mode="r|") as archive:
+        with path.open("rb") as raw, _Metered(fileobj=raw) as stream:
+            with tarfile.open(fileobj=stream, mode="r|") as archive:
                 for member in archive:
                     name = _checked(member, seen)
-                    metered.allow(member.size)
+                    stream.allow(member.size)
                     content = archive.extractfile(member)
                     assert content is not None  # of a regular file there is some
                     if is_weight(name.partition("/")[2]):
@@ -219,7 +222,7 @@ def _unpack(path: Path, into: Path) -> Unpacked:
     return Unpacked(run_dir=into / tops.pop(), passed=passed)
 
 
-def _check_end(raw: IO[bytes], stream: IO[bytes]) -> None:
+def _check_end(raw: IO[bytes], stream: gzip.GzipFile) -> None:
     """Read what is left, with the checksum behind it, and see that nothing else follows."""
     while piece := stream.read(PIECE_BYTES):
         if piece.strip(b"\0"):

@@ -76,9 +76,11 @@ def record_environment(
     Raises:
         OSError: the file cannot be written.
     """
-    document = describe(world, names, dry_run=dry_run)
     path = run_dir / NAME
     before = _recorded(path)
+    # A release that ended early no longer knows what it was going to use.
+    names = dict.fromkeys([*(before["environments"] if before else ()), *names])
+    document = describe(world, names, dry_run=dry_run)
     if before and _lasting(before) == _lasting(document):
         return before
     document["earlier"] = [*before["earlier"], _without(before, "earlier")] if before else []

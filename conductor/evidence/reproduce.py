@@ -38,6 +38,7 @@ from conductor.failure import Failure
 from conductor.files import read_json, write_bytes, write_json, write_text
 from conductor.harnesses.lm_eval import HARNESS_ENVIRON
 from conductor.release_state import Release
+from conductor.stage_files import CHECKPOINT, REJECTED
 from conductor.suites import load_suite
 
 SCRIPT = "reproduce.sh"
@@ -169,7 +170,8 @@ def _places(release: Release, step: FailingStep) -> Iterator[Place]:
         name="CHECKPOINT",
         meaning="the candidate",
         recorded=str(release.checkpoint),
-        default='"$here/checkpoint"',
+        # Beside the script, also where the candidate was rejected and renamed since.
+        default=f'"$here/$([ -d "$here/{REJECTED}" ] && echo {REJECTED} || echo {CHECKPOINT})"',
         copy="checkpoint",
         digests="checkpoint.sha256",
     )

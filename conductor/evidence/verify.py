@@ -130,7 +130,7 @@ def verify(path: Path, checkpoint: Path | None = None) -> Findings:
 
     Raises:
         Failure: USER_CONFIG_ERROR when it is neither a run nor a bundle, or ``checkpoint`` is none.
-        OSError: there is no room to open a bundle.
+        OSError: there is no room to open a bundle, or no permission to read what is verified.
     """
     if checkpoint is not None and not checkpoint.is_dir():
         raise _refused(f"--checkpoint {checkpoint}: is no directory; name the checkpoint's")
@@ -313,6 +313,9 @@ class _Run:
                 agreeing += 1
         for name in sorted(self.files.keys() - self.sealed.keys()) if self.seal else ():
             self.tell(name, "is not among the sealed files")
+        for path in self.run_dir.rglob("*"):
+            if not path.is_file() and not path.is_dir():
+                self.tell(path.relative_to(self.run_dir).as_posix(), "is no file")
         lock = self.run_dir / LOCK
         if lock.exists() and (not lock.is_file() or lock.stat().st_size):
             self.tell(LOCK, "holds something; a lock is an empty file")
@@ -452,14 +455,16 @@ class _Run:
     def _task_facts(self, task: str) -> dict[str, Any]:
         """Return what the gates have of a task, as a row of the report names it."""
         facts: dict[str, Any] = {}
-        for gate in ("compare", "external"):
-            if gate in self.verdicts:
-                row = self.verdicts[gate].document()["per_task"].get(task, {})
-                facts |= row if gate == "compare" else {"external": row or None}
+        if "compare" in self.verdicts:
+            facts |= self.verdicts["compare"].document()["per_task"].get(task, {})
+        if "external" in self.verdicts:
+            facts["external"] = self.verdicts["external"].document()["per_task"].get(task)
         for gate, side in (("baseline_run", "baseline"), ("candidate_run", "candidate")):
             if gate in self.verdicts:
-                scored = self.asked[gate]["summary"]["tasks"].get(task, {})
-                facts |= {side: scored.get("score"), f"{side}_stderr": scored.get("stderr")}
+                # What the gate refused to read has no score that counts.
+                with suppress(KeyError, TypeError):
+                    scored = self.asked[gate]["summary"]["tasks"][task]
+                    facts |= {side: scored["score"], f"{side}_stderr": scored["stderr"]}
         return facts
 
     def check_checkpoint(self, elsewhere: Path | None) -> None:
