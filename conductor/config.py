@@ -21,7 +21,7 @@ from conductor.deterministic import PINNED, contradictions, pin_settings
 from conductor.documents import read_yaml, validate
 from conductor.failure import Failure
 from conductor.models import DEMO
-from conductor.redaction import redact_document
+from conductor.redaction import redact, redact_document
 from conductor.suites import BUILT_IN
 from gates import RECIPES, FailureClass
 from gates.criteria import SCORE_THRESHOLD
@@ -356,10 +356,15 @@ def _complete(
 
 
 def _secrets_in(values: Origins) -> list[str]:
-    """Name the settings that hold a secret: all of them are recorded, compared and shown."""
+    """Name the settings and files that hold a secret: all are recorded, compared and shown."""
+    files = sorted({origin for _, origin in values.values()})
     return [
-        f"{name} ({origin}) holds a secret, or what looks like one, and would be recorded; take it "
-        "out, and give it in an environment variable (servers get an API key of their own)"
+        f"{redact(file)}: its path holds a secret, or what looks like one; put the file elsewhere"
+        for file in files
+        if redact(file) != file
+    ] + [
+        f"{name} ({redact(origin)}) holds a secret, or what looks like one, and would be recorded; "
+        "take it out, and give it in an environment variable (servers get an API key of their own)"
         for name, (value, origin) in values.items()
         if redact_document(value) != value
     ]

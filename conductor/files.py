@@ -78,19 +78,24 @@ def redact_files(directory: Path) -> list[Path]:
 
     Logs are passed over: what is written into them is redacted already, and they may grow. What
     only looks like a secret is left alone: these are the tools' files, and answers of a model.
+    A file or directory whose name holds a secret is renamed.
 
     Raises:
-        OSError: a file cannot be read or replaced.
+        OSError: a file cannot be read, replaced or renamed.
     """
     forms = [form.encode("utf-8", "surrogateescape") for form in known_forms()]
     found = []
-    for where, _, names in os.walk(directory):
-        for path in (Path(where) / name for name in sorted(names)):
+    for where, directories, names in os.walk(directory, topdown=False):
+        for name in sorted(names):
+            path = Path(where, name)
             if path.suffix != ".log" and path.is_file() and _holds_any(path, forms):
                 text = path.read_bytes().decode("utf-8", "surrogateescape")
                 write_bytes(path, redact_known(text).encode("utf-8", "surrogateescape"))
-                found.append(path)
-    return found
+                found.append(directory / redact_known(str(path.relative_to(directory))))
+        for name in sorted([*directories, *names]):
+            if redact_known(name) != name:
+                Path(where, name).replace(Path(where, redact_known(name)))
+    return sorted(found)
 
 
 def _holds_any(path: Path, forms: list[bytes]) -> bool:

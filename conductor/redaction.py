@@ -19,8 +19,10 @@ import base64
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -43,8 +45,17 @@ SERVED_URI = re.compile(
 )
 UNREADABLE_URI = "a tracking URI that cannot be parsed"
 
-_WORDS = frozenset({"AUTH", "CREDENTIAL", "CREDENTIALS", "KEY", "PASS", "PASSPHRASE", "SIGNATURE"})
-_WORD_ENDINGS = ("APIKEY", "PASSWD", "PASSWORD", "SECRET", "TOKEN")
+_WORDS = frozenset(
+    {
+        *("AUTH", "CREDENTIAL", "CREDENTIALS", "KEY", "KEYS", "PASS", "PASSPHRASE", "PAT", "PWD"),
+        "SIGNATURE",
+    }
+)
+_WORD_ENDINGS = (
+    *("APIKEY", "APIKEYS", "PASSWD", "PASSWORD", "PASSWORDS", "SECRET", "SECRETS", "TOKEN"),
+)
+_ROOT = Path(__file__).resolve().parents[1]
+_WORDED = frozenset({".j2", ".json", ".py", ".yaml"})
 _PLACES = frozenset({"DIR", "FILE", "PATH"})
 """Last words of a name whose value says where a secret is, and is none itself."""
 
@@ -120,7 +131,7 @@ class Secrets:
 
         They are the values of variables and options whose name says so, and the user information
         and secret parameters of URLs, whatever holds them. Too short to be hidden everywhere, a
-        number, a truth value, or a path that exists: these are no secrets.
+        number, a truth value, a path that exists, or what is public: these are no secrets.
         """
         found = {
             *(value for name, value in environ.items() if names_secret(name)),
@@ -132,7 +143,11 @@ class Secrets:
         urls = [url for text in (*environ.values(), *argv) for url in _TELLING_URL.findall(text)]
         odd = [value for name, value in environ.items() if name.upper().endswith(_HOLDS_ONE_URI)]
         forms |= {form for url in (*urls, *odd) for form in _secrets_of_url(url)}
-        kept = {form for form in forms if len(form) >= SHORTEST and form not in REDACTED}
+        kept = {
+            form
+            for form in forms.difference(self._forms)
+            if len(form) >= SHORTEST and form not in REDACTED and form not in _public()
+        }
         self._forms = tuple(sorted({*self._forms, *kept}, key=lambda form: (-len(form), form)))
 
     def known_forms(self) -> tuple[str, ...]:
@@ -148,8 +163,7 @@ class Secrets:
 
     def begun(self, text: str) -> int:
         """Return how many characters at the end of ``text`` may be the beginning of a secret."""
-        beginnings = (form[:length] for form in self._forms for length in range(1, len(form)))
-        return max((len(each) for each in beginnings if text.endswith(each)), default=0)
+        return max((_begun(form, text) for form in self._forms), default=0)
 
     def redact(self, text: str) -> str:
         """Return ``text`` with known values, and what looks like a secret, replaced."""
@@ -186,8 +200,37 @@ class Secrets:
                 return document
 
 
+def _begun(form: str, text: str) -> int:
+    """Return how many characters ``form`` begins with end ``text``, less than all of it."""
+    start = max(0, len(text) - len(form) + 1)
+    while (start := text.find(form[0], start)) >= 0:
+        if form.startswith(text[start:]):
+            return len(text) - start
+        start += 1
+    return 0
+
+
 def _keep_first_group(match: re.Match[str]) -> str:
     return f"{match[1]}{REDACTED}"
+
+
+@cache
+def _public() -> str:
+    """Return what everybody knows: the text of day0's own files, and where it runs.
+
+    Were a part of it hidden, because a password is ``candidate`` or a key has the name of a user,
+    documents could not be read again, and paths would lead nowhere.
+    """
+    files = (path for name in ("conductor", "gates") for path in (_ROOT / name).rglob("*"))
+    texts = [
+        path.read_text(encoding="utf-8", errors="replace")
+        for path in files
+        if path.suffix in _WORDED
+    ]
+    places = [str(_ROOT), sys.prefix, os.path.expanduser("~")]  # noqa: PTH111 - no error without one
+    with suppress(OSError):
+        places.append(os.getcwd())  # noqa: PTH109 - text is wanted
+    return "\n".join([*texts, *places])
 
 
 def _is_harmless(value: str) -> bool:
@@ -197,7 +240,7 @@ def _is_harmless(value: str) -> bool:
     with suppress(ValueError):
         float(value)
         return True
-    return os.path.exists(os.path.expanduser(value))  # noqa: PTH110, PTH111 - bears any text
+    return os.sep in value and os.path.exists(os.path.expanduser(value))  # noqa: PTH110, PTH111 - bears any text
 
 
 def _option_values(argv: Sequence[str]) -> Iterator[str]:
@@ -236,9 +279,16 @@ def _quoted(text: str, safe: str = "/") -> str:
 
 
 def _base64(text: str) -> set[str]:
+    """Return the base64 of ``text`` alone, and of it amid other text less the ends that differ."""
     encoded = {text.encode("utf-8", "surrogateescape"), text.encode("latin-1", "replace")}
-    both = (base64.b64encode, base64.urlsafe_b64encode)
-    return {encode(data).decode().rstrip("=") for data in encoded for encode in both}
+    found, amid = set(), set()
+    for encode in (base64.b64encode, base64.urlsafe_b64encode):
+        for data in encoded:
+            found.add(encode(data).decode().rstrip("="))
+            for before, first in enumerate((0, 2, 3)):  # bytes before it, characters they touch
+                last = (before + len(data)) * 8 // 6
+                amid.add(encode(bytes(before) + data).decode()[first:last])
+    return found | {part for part in amid if len(part) >= SHORTEST}
 
 
 def uri_secrets(uri: str) -> set[str]:

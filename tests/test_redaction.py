@@ -32,6 +32,8 @@ from gates import FailureClass
 SECRET = "pl4nted/s3cr+t é\"q'"
 """A value that every encoding writes otherwise."""
 HUB_TOKEN = "hf_" + "aB3dE6gH9jK2mN5pQ8sT"
+HERE = str(Path(__file__).parents[1])[1:]
+"""A part of the path that everything of ours begins with."""
 NOWHERE = {"HOME": "/nonexistent"}
 """Variables without anybody's login."""
 
@@ -63,6 +65,10 @@ def planted() -> Iterator[None]:
         ("db_passwd", True),
         ("GOOGLE_CREDENTIALS", True),
         ("NPM_AUTH", True),
+        ("API_KEYS", True),
+        ("DB_PASSWORDS", True),
+        ("db_pwd", True),
+        ("GITHUB_PAT", True),
         ("--api-key", True),
         ("--hf-token", True),
         ("X-Amz-Signature", True),
@@ -71,6 +77,8 @@ def planted() -> Iterator[None]:
         ("KEYBOARD", False),
         ("MONKEY", False),
         ("AUTHOR", False),
+        ("OLDPWD", False),
+        ("CUDA_PATCH", False),
         ("HF_TOKEN_PATH", False),
         ("--token-file", False),
         ("PATH", False),
@@ -90,6 +98,17 @@ def test_names_of_secrets(name: str, secret: bool) -> None:
         pytest.param({"A_TOKEN": "abcdefg"}, [], "abcdefg", "abcdefg", id="too-short"),
         pytest.param({"A_KEY": "12345678.5"}, [], "12345678.5", "12345678.5", id="number"),
         pytest.param({"A_KEY": "/usr/bin"}, [], "in /usr/bin", "in /usr/bin", id="path"),
+        pytest.param(
+            {"A_KEY": "CHANGELOG.rst"}, [], "CHANGELOG.rst", REDACTED, id="name-of-a-file"
+        ),
+        pytest.param(
+            {"A_TOKEN": "candidate", "B_URL": "http://u:baseline_eval@h"},
+            [],
+            "candidate, baseline_eval",
+            "candidate, baseline_eval",
+            id="words-of-ours",
+        ),
+        pytest.param({"AUTH_USER": HERE}, [], f"at {HERE}", f"at {HERE}", id="where-it-runs"),
         pytest.param(
             {"A_KEY": "/usr/no-such"}, [], "/usr/no-such", REDACTED, id="path-that-is-none"
         ),
@@ -195,6 +214,14 @@ def test_basic_authentication_of_a_url_is_hidden() -> None:
     assert secrets.redact_known(f"sent {header}") == f"sent {REDACTED}="
 
 
+@pytest.mark.parametrize("user", ["", "u", "us", "use", "user"])
+def test_a_password_is_hidden_in_the_base64_of_whatever_it_stands_in(user: str) -> None:
+    header = base64.b64encode(f"{user}:p4ssword-é&more".encode()).decode()
+    shown = knowing(A_PASSWORD="p4ssword-é").redact_known(f"denied Basic {header}")
+    hidden, told = shown.removeprefix("denied Basic ").split(REDACTED)
+    assert len(hidden) + len(told) < len(header) - 12
+
+
 LOOKS_LIKE_A_SECRET = [
     pytest.param(f"at {HUB_TOKEN}.", f"at {REDACTED}.", id="hub-token"),
     pytest.param("sk-proj-0123456789abcdef", REDACTED, id="api-key"),
@@ -286,6 +313,7 @@ def test_no_text_takes_long(unit: str) -> None:
     started = time.monotonic()
     secrets = knowing(f"--token={text}", A_TOKEN=text, B_URL=text, C_PROXY=text)
     secrets.redact(text + "\n" + text[1:])
+    secrets.begun(text[:-1])
     assert time.monotonic() - started < 5
 
 
@@ -341,6 +369,14 @@ class TestFiles:
         for name in ("looks", "server.log"):
             assert (tmp_path / name).read_bytes() == written[name]
         assert files.redact_files(tmp_path) == []
+
+    def test_names_are_redacted_too(self, tmp_path: Path, planted: None) -> None:
+        quoted = quote(SECRET, safe="")
+        (tmp_path / quoted / "deep").mkdir(parents=True)
+        (tmp_path / quoted / "deep" / f"{quoted}.json").write_text(SECRET)
+        shown = tmp_path / REDACTED / "deep" / f"{REDACTED}.json"
+        assert files.redact_files(tmp_path) == [shown]
+        assert shown.read_text() == REDACTED
 
     def test_a_secret_across_two_pieces_is_found(
         self, tmp_path: Path, planted: None, monkeypatch: pytest.MonkeyPatch
@@ -579,6 +615,15 @@ def test_a_configuration_that_holds_a_secret_is_refused(
     assert not [each for each in ("abcdefgh", HUB_TOKEN, "u:p@", SECRET) if each in str(caught)]
 
 
+def test_a_configuration_file_below_a_secret_is_refused(tmp_path: Path, planted: None) -> None:
+    file = tmp_path / SECRET / "release.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("model: demo\nrecipe: int8\n")
+    with pytest.raises(Failure, match="its path holds a secret") as caught:
+        load_config(file, {})
+    assert SECRET not in str(caught.value)
+
+
 def places_of(secrets: list[str], *directories: Path) -> list[str]:
     """Search every byte of every file, and every name."""
     forms = {form.encode() for secret in secrets for form in redaction._forms(secret)}
@@ -598,6 +643,9 @@ PLANTED = {
     "VLLM_SOMETHING": "http://bob:pl4nted-other@127.0.0.1:9",
     # What an interpreter cannot make sense of it repeats on standard error.
     "PYTHONWARNINGS": SECRET,
+    # Passwords that are words of every document.
+    "B_PASSWORD": "candidate",
+    "C_PASSWORD": "integrity",
 }
 
 
@@ -623,8 +671,18 @@ def test_a_dry_run_leaves_no_secret_anywhere(tmp_path: Path) -> None:
     assert not [each for each in (SECRET, HUB_TOKEN, "pl4nted") if each in str(ended)]
 
 
-def test_a_command_repeats_no_secret() -> None:
-    ended = day0("status", HUB_TOKEN)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(["status", HUB_TOKEN], id="refused-by-us"),
+        pytest.param([HUB_TOKEN], id="no-such-command"),
+        pytest.param(["release", "--rule", HUB_TOKEN], id="no-such-choice"),
+        pytest.param(["config", HUB_TOKEN], id="no-such-command-of-a-group"),
+        pytest.param(["status", "one", "two", HUB_TOKEN], id="too-many"),
+    ],
+)
+def test_a_command_repeats_no_secret(arguments: list[str]) -> None:
+    ended = day0(*arguments)
     assert ended.returncode == 2
     assert REDACTED in ended.stderr
     assert HUB_TOKEN not in ended.stderr + ended.stdout

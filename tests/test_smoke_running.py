@@ -207,6 +207,11 @@ def test_an_owner_that_nobody_knows_is_refused() -> None:
         choose(MANY, owners=["x", "z"], full=True)
 
 
+def test_an_owner_without_anything_quick_is_told_of_full() -> None:
+    with pytest.raises(Failure, match=r"none of 1 scenario\(s\) is quick; run them with --full"):
+        choose(MANY[:1], owners=["x"], full=False)
+
+
 @pytest.mark.parametrize(
     ("need", "machine", "environ", "words"),
     [

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from conductor.executors.local import end_at_once
 from conductor.failure import Failure
@@ -75,6 +76,20 @@ class Ending:
     def resumption(self) -> list[str]:
         """Say how to go on, where there is something to go on with."""
         return [f"resume with: {self.resume_with}"] if self.resume_with else []
+
+
+class Commands(TyperGroup):
+    """Commands whose usage errors, which repeat what was given, repeat no secret."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was named."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            if message := getattr(error, "message", None):
+                know(os.environ, sys.argv)
+                error.message = redact(message)  # type: ignore[attr-defined]
+            raise
 
 
 @contextmanager

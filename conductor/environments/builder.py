@@ -31,7 +31,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from conductor import files
 from conductor.compatibility import Device
 from conductor.failure import Failure
-from conductor.redaction import redact
+from conductor.redaction import know, redact
 from gates import FailureClass
 
 HERE = Path(__file__).parent
@@ -313,6 +313,7 @@ class _Installer:
         """Keep the environment's name for messages, and uv's process variables."""
         self.name = name
         self.variables = dict(variables)
+        know(self.variables)  # among them what pip's own files say of its index
         self.log = log
         self.on_line = on_line
 

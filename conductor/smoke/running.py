@@ -71,17 +71,17 @@ def choose(
     """Return the scenarios of ``owners`` (of all, when empty); without ``full`` the quick ones.
 
     Raises:
-        Failure: USER_CONFIG_ERROR when nobody has heard of an owner.
+        Failure: USER_CONFIG_ERROR when nobody has heard of an owner, or nothing is quick.
     """
     known = sorted({owner for each in scenarios for owner in each.owners})
     if strangers := sorted(set(owners) - set(known)):
         names = ", ".join(strangers)
         raise _refuse(f"{names}: no scenario has this owner; owners: {', '.join(known)}")
-    return tuple(
-        each
-        for each in scenarios
-        if (full or each.quick) and (not owners or set(owners) & set(each.owners))
-    )
+    own = [each for each in scenarios if not owners or set(owners) & set(each.owners)]
+    chosen = tuple(each for each in own if full or each.quick)
+    if own and not chosen:
+        raise _refuse(f"none of {len(own)} scenario(s) is quick; run them with --full")
+    return chosen
 
 
 def with_those_before(
