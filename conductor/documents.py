@@ -13,8 +13,7 @@ from typing import Any
 
 import yaml
 
-from conductor.failure import Failure
-from gates import FailureClass
+from conductor.failure import Failure, unusable
 
 
 def read_yaml(path: Path, *, schema: str, what: str) -> dict[str, Any]:
@@ -103,4 +102,4 @@ def read_schema(name: str) -> dict[str, Any]:
 
 def refuse(where: str, problem: str) -> Failure:
     """Return the failure that says what is wrong with a document, to be raised."""
-    return Failure(FailureClass.USER_CONFIG_ERROR, f"{where}: {problem}")
+    return unusable(f"{where}: {problem}")

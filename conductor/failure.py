@@ -29,3 +29,8 @@ class Stalled(Failure):
     def __init__(self, message: str) -> None:
         """Keep the message; a hang is taken for a passing trouble of the world."""
         super().__init__(FailureClass.INFRA_TRANSIENT, message)
+
+
+def unusable(message: str) -> Failure:
+    """Return the failure that refuses what somebody gave, to be raised."""
+    return Failure(FailureClass.USER_CONFIG_ERROR, message)

@@ -21,7 +21,7 @@ from conductor import event_log
 from conductor.chain import STAGES, Stage, State
 from conductor.digests import Digests
 from conductor.event_log import EventLog, Reading, read_log
-from conductor.failure import Failure
+from conductor.failure import unusable
 from conductor.files import read_regular, write_bytes, write_json
 from conductor.history import (
     MOST_ATTEMPTS,
@@ -97,13 +97,13 @@ def look(run_dir: Path, *, digests: Digests | None, at: datetime) -> Found:
     try:
         log = read_log(run_dir)
     except OSError as error:
-        raise _refused(
+        raise unusable(
             f"{run_dir / event_log.NAME}: cannot be read ({error.strerror}); put the log itself "
             "there, or move it away and run day0 repair"
         ) from None
     for name, claimed in ((MANIFEST, manifest.version), (event_log.NAME, log.version)):
         if claimed is not None and claimed > VERSION:
-            raise _refused(
+            raise unusable(
                 f"{run_dir / name}: version {claimed} is newer than version {VERSION}, which day0 "
                 f"{version('day0')} reads; use the day0 that wrote it, or a later one"
             )
@@ -192,10 +192,6 @@ def _about_manifest(manifest: Manifest, history: History) -> list[str]:
     return []
 
 
-def _refused(message: str) -> Failure:
-    return Failure(FailureClass.USER_CONFIG_ERROR, message)
-
-
 def _read_manifest(path: Path) -> Manifest:
     try:
         content = read_regular(path, LARGEST_DOCUMENT_BYTES)
@@ -217,7 +213,7 @@ def _check_is_run(run_dir: Path, log: Reading, manifest: Manifest) -> None:
         return
     if (run_dir / "stages").is_dir() or (run_dir / "config.resolved.yaml").is_file():
         return
-    raise _refused(
+    raise unusable(
         f"{run_dir}: no release is recorded here (no events, no manifest, no stages); name another "
         "run, or start a new one"
     )

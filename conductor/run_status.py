@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from conductor.chain import Stage, State, next_stage
 from conductor.event_log import parse, read_log
-from conductor.failure import Failure
+from conductor.failure import Failure, unusable
 from conductor.files import read_regular
 from conductor.history import History, timestamp
 from conductor.journal import read_history
 from conductor.run_lock import holder
-from gates import FailureClass
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -133,7 +132,7 @@ def find_run(name_or_path: str | None, workspace: Path) -> Path:
     runs = _run_dirs(workspace)
     if name_or_path is None:
         if not runs:
-            raise _refuse(f"{workspace} holds no release; start one with `day0 release`, or give "
+            raise unusable(f"{workspace} holds no release; start one with `day0 release`, or give "
                           "--workspace")  # fmt: skip
         return max(runs, key=_started)
     path = Path(name_or_path).expanduser()
@@ -146,11 +145,11 @@ def find_run(name_or_path: str | None, workspace: Path) -> Path:
     if len(matching) == 1:
         return names[matching[0]]
     if matching:
-        raise _refuse(
+        raise unusable(
             f"{name_or_path!r} begins the names of several releases; give more of one: "
             f"{_listed(matching)}"
         )
-    raise _refuse(
+    raise unusable(
         f"there is no release {name_or_path!r}, as a directory or in {workspace}; "
         + (f"there are: {_listed(list(names))}" if names else "that workspace holds none")
     )
@@ -440,7 +439,3 @@ def _listed(names: list[str]) -> str:
     shown = ", ".join(names[-NAMED_AT_MOST:])
     more = len(names) - NAMED_AT_MOST
     return f"{shown}, and {more} earlier" if more > 0 else shown
-
-
-def _refuse(problem: str) -> Failure:
-    return Failure(FailureClass.USER_CONFIG_ERROR, problem)

@@ -42,13 +42,13 @@ from conductor.evidence.seal import (
     checkpoint_files,
     seal_document,
 )
-from conductor.failure import Failure
+from conductor.failure import unusable
 from conductor.files import read_regular
 from conductor.history import HANDLERS, EventError, History, apply, line_digest
 from conductor.repair import MANIFEST
 from conductor.report import report_digest
 from conductor.run_lock import LOCK
-from gates import REQUIRED_GATES, FailureClass, Verdict
+from gates import REQUIRED_GATES, Verdict
 
 REPORT = "report.json"
 LARGEST_DOCUMENT_BYTES = 2 * 2**30
@@ -133,7 +133,7 @@ def verify(path: Path, checkpoint: Path | None = None) -> Findings:
         OSError: there is no room to open a bundle, or no permission to read what is verified.
     """
     if checkpoint is not None and not checkpoint.is_dir():
-        raise _refused(f"--checkpoint {checkpoint}: is no directory; name the checkpoint's")
+        raise unusable(f"--checkpoint {checkpoint}: is no directory; name the checkpoint's")
     if path.is_dir():
         return _verify_run(path, Unpacked(run_dir=path, passed={}), checkpoint)
     try:
@@ -146,7 +146,7 @@ def verify(path: Path, checkpoint: Path | None = None) -> Findings:
 def _verify_run(path: Path, opened: Unpacked, checkpoint: Path | None) -> Findings:
     run = _Run(opened.run_dir)
     if not any((run.run_dir / name).is_file() for name in (event_log.NAME, MANIFEST)):
-        raise _refused(f"{path}: no release is recorded here; name a run or a bundle")
+        raise unusable(f"{path}: no release is recorded here; name a run or a bundle")
     run.read_log()
     run.check_manifest()
     run.check_seal()
@@ -559,7 +559,3 @@ def _equal(one: object, other: object) -> bool:
             return math.isclose(one, other, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
         case _:
             return one is None and other is None
-
-
-def _refused(message: str) -> Failure:
-    return Failure(FailureClass.USER_CONFIG_ERROR, message)

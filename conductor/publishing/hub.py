@@ -20,9 +20,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from conductor.failure import Failure
+from conductor.failure import Failure, unusable
 from conductor.redaction import redact
 from gates import FailureClass
 
@@ -76,9 +76,9 @@ def check_repo_id(repo: str) -> None:
     try:
         validate_repo_id(repo)
     except HFValidationError:
-        _refuse(f"--repo {repo}: is no name of a repository; give namespace/name")
+        raise unusable(f"--repo {repo}: is no name of a repository; give namespace/name") from None
     if repo.count("/") != 1:
-        _refuse(f"--repo {repo}: does not say whose it is; give namespace/name")
+        raise unusable(f"--repo {repo}: does not say whose it is; give namespace/name")
 
 
 def upload(
@@ -107,7 +107,9 @@ def upload(
     from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
     if get_token() is None:
-        _refuse("there is no token for the Hub; set HF_TOKEN, or log in with `hf auth login`")
+        raise unusable(
+            "there is no token for the Hub; set HF_TOKEN, or log in with `hf auth login`"
+        )
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # warnings show signed addresses
     api = HfApi(library_name="day0")
     attempts = Retrying(
@@ -141,14 +143,16 @@ def _commit(api: HfApi, files: Sequence[File], repo: str, private: bool, message
     api.create_repo(repo, private=private, exist_ok=True)
     there = api.model_info(repo)
     if private and not there.private:
-        _refuse(f"{repo} is there already and public; name another repository, or make it private")
+        raise unusable(
+            f"{repo} is there already and public; name another repository, or make it private"
+        )
     _check_nothing_else(api, files, repo, there.sha)
     _check_card(files)
     additions = [_addition(file) for file in files]
     api.preupload_lfs_files(repo, additions, free_memory=False)
     for file, addition in zip(files, additions, strict=True):
         if addition.upload_info.sha256.hex() != file.sha256:
-            _refuse(
+            raise unusable(
                 f"{file.path} changed while it was uploaded; nothing was published: find out what "
                 "writes there"
             )
@@ -164,7 +168,7 @@ def _check_nothing_else(api: HfApi, files: Sequence[File], repo: str, commit: st
     others = sorted(there.path for there in _listed(api, repo, commit) if there.path not in ours)
     if others:
         more = f" and {len(others) - 5} more" if len(others) > 5 else ""
-        _refuse(
+        raise unusable(
             f"{repo} holds files that this candidate has not: {', '.join(others[:5])}{more}; "
             "delete them there, or name another repository"
         )
@@ -229,19 +233,19 @@ def _explained(error: BaseException, repo: str) -> Failure:
 
     causes = list(_causes(error))
     if any(isinstance(each, OfflineModeIsEnabled) for each in causes):
-        return _refusal(f"{repo} cannot be reached: unset HF_HUB_OFFLINE")
+        return unusable(f"{repo} cannot be reached: unset HF_HUB_OFFLINE")
     status = next((found for each in causes if (found := _status(each)) is not None), None)
     said = next((said for each in causes if (said := getattr(each, "server_message", None))), None)
     answer = f"HTTP {status}" + (f": {said.splitlines()[0]}" if said else "")
     if isinstance(error, ValueError):  # what the client makes of a refused card or file
-        return _refusal(f"the Hub does not take it: {error}")
+        return unusable(f"the Hub does not take it: {error}")
     match status:
         case None:
             what = redact(f"{type(causes[-1]).__name__}: {causes[-1]}".splitlines()[0])
         case 401:
-            return _refusal(f"the Hub does not know this token ({answer}); renew HF_TOKEN")
+            return unusable(f"the Hub does not know this token ({answer}); renew HF_TOKEN")
         case 402 | 403 | 404:
-            return _refusal(
+            return unusable(
                 f"this account may not write to {repo} ({answer}); check the namespace, and that "
                 "the token has the right to write"
             )
@@ -265,11 +269,3 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 def _status(error: BaseException) -> int | None:
     status = getattr(getattr(error, "response", None), "status_code", None)
     return status if isinstance(status, int) else None
-
-
-def _refusal(problem: str) -> Failure:
-    return Failure(FailureClass.USER_CONFIG_ERROR, problem)
-
-
-def _refuse(problem: str) -> NoReturn:
-    raise _refusal(problem)

@@ -10,9 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from conductor.failure import Failure
+from conductor.failure import Failure, unusable
 from conductor.smoke.manifest import Scenario, parse_manifest, read_manifest
-from gates import FailureClass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,13 +103,9 @@ def _ask_git(directory: Path, *arguments: str) -> str:
             text=True,
         )
     except FileNotFoundError:
-        raise _refuse("git is not installed, and nothing else knows earlier revisions") from None
+        raise unusable("git is not installed, and nothing else knows earlier revisions") from None
     if done.returncode != 0:
         said = done.stderr.strip() or "no such revision"
-        raise _refuse(f"git {' '.join(arguments)} in {directory}: {said}; name a revision that "
+        raise unusable(f"git {' '.join(arguments)} in {directory}: {said}; name a revision that "
                       "git knows with --base")  # fmt: skip
     return done.stdout
-
-
-def _refuse(problem: str) -> Failure:
-    return Failure(FailureClass.USER_CONFIG_ERROR, problem)

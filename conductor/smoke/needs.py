@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from conductor.compatibility import Device, Engine
 from conductor.environments.builder import ENVIRONMENTS, Status
-from conductor.failure import Failure
-from gates import FailureClass
+from conductor.failure import unusable
 
 if TYPE_CHECKING:
     from conductor.world import World
@@ -99,21 +98,17 @@ def check_need(need: str) -> None:
     """
     kind, _, argument = need.partition(":")
     if kind not in NEEDS:
-        raise _refuse(f"{kind!r} is not known; known: {', '.join(NEEDS)}")
+        raise unusable(f"{kind!r} is not known; known: {', '.join(NEEDS)}")
     known = NEEDS[kind].known
     if known == () and argument:
-        raise _refuse(f"{kind} takes nothing after it")
+        raise unusable(f"{kind} takes nothing after it")
     if known is None and not argument.isidentifier():
-        raise _refuse(f"{kind}:{argument} must name an environment variable")
+        raise unusable(f"{kind}:{argument} must name an environment variable")
     if known and argument not in known:
-        raise _refuse(f"{kind}:{argument} is not known; known: {', '.join(known)}")
+        raise unusable(f"{kind}:{argument} is not known; known: {', '.join(known)}")
 
 
 def unmet(need: str, world: World) -> str | None:
     """Return why ``need`` is not met on this machine, or None when it is."""
     kind, _, argument = need.partition(":")
     return NEEDS[kind].look(world, argument)
-
-
-def _refuse(problem: str) -> Failure:
-    return Failure(FailureClass.USER_CONFIG_ERROR, problem)

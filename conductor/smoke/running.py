@@ -17,7 +17,7 @@ from pathlib import Path
 from conductor.digests import checkpoint_digest, file_digest
 from conductor.evidence.seal import reseal
 from conductor.executors.local import SupervisedProcess, describe_status
-from conductor.failure import Failure
+from conductor.failure import unusable
 from conductor.run_lock import hold
 from conductor.smoke.expectations import Came
 from conductor.smoke.manifest import PLACEHOLDER, Scenario
@@ -32,7 +32,6 @@ from conductor.smoke.record import (
 )
 from conductor.stage_files import candidate_dir
 from conductor.world import World
-from gates import FailureClass
 from gates.smoke import Outcome, evaluate_smoke
 
 POLL_S = 0.05
@@ -76,11 +75,11 @@ def choose(
     known = sorted({owner for each in scenarios for owner in each.owners})
     if strangers := sorted(set(owners) - set(known)):
         names = ", ".join(strangers)
-        raise _refuse(f"{names}: no scenario has this owner; owners: {', '.join(known)}")
+        raise unusable(f"{names}: no scenario has this owner; owners: {', '.join(known)}")
     own = [each for each in scenarios if not owners or set(owners) & set(each.owners)]
     chosen = tuple(each for each in own if full or each.quick)
     if own and not chosen:
-        raise _refuse(f"none of {len(own)} scenario(s) is quick; run them with --full")
+        raise unusable(f"none of {len(own)} scenario(s) is quick; run them with --full")
     return chosen
 
 
@@ -144,11 +143,11 @@ def carry_out_on_candidate(task: Task, told: Told, clock: Clock) -> tuple[Record
     with hold(run_dir):
         candidate = candidate_dir(run_dir)
         if not candidate.is_dir():
-            raise _refuse(f"{candidate}: is not there, so there is no candidate to try")
+            raise unusable(f"{candidate}: is not there, so there is no candidate to try")
         checkpoint = checkpoint_digest(candidate)
         record = replace(carry_out(task, told, clock), checkpoint=checkpoint)
         if checkpoint_digest(candidate) != checkpoint:
-            raise _refuse(f"{candidate}: was changed meanwhile; run the scenarios again")
+            raise unusable(f"{candidate}: was changed meanwhile; run the scenarios again")
         path = record_path(run_dir, str(task.owner), of_run=True)
         write_record(path, record)
         reseal(run_dir, (path.relative_to(run_dir).as_posix(),), clock=clock)
@@ -236,10 +235,6 @@ def _command(scenario: Scenario, places: Mapping[str, Path], repo: Path) -> list
         else:
             command.append(PLACEHOLDER.sub(lambda found: words[found[1]], text))
     return command
-
-
-def _refuse(problem: str) -> Failure:
-    return Failure(FailureClass.USER_CONFIG_ERROR, problem)
 
 
 def _read(path: Path) -> str:
