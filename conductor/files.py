@@ -9,10 +9,11 @@ import errno
 import json
 import os
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import get_native_id
-from typing import Any
+from typing import Any, BinaryIO
 
 from conductor.redaction import known_forms, redact, redact_document, redact_known
 
@@ -25,10 +26,20 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         OSError: the disk is full or the directory cannot be written; ``path`` is then untouched.
     """
+    with replacing(path) as stream:
+        stream.write(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Yield what becomes ``path`` when the block ends, through a sibling fsynced and renamed.
+
+    Where the block does not come to its end, ``path`` stays as it is and nothing is left beside it.
+    """
     temporary = path.with_name(f".{path.name}.{get_native_id()}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as stream:
-            stream.write(content)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)

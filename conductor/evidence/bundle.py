@@ -18,7 +18,7 @@ import os
 import tarfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -27,11 +27,10 @@ from typing import IO, Any
 
 from conductor import event_log
 from conductor.evidence.seal import CHECKPOINTS, LEFT_OUT, RUN_MANIFEST, Facts
-from conductor.failure import Failure
-from conductor.files import read_json, sync_directory
+from conductor.failure import unusable
+from conductor.files import read_json, replacing
 from conductor.repair import MANIFEST
 from conductor.run_lock import holder
-from gates import FailureClass
 
 VERSION = 1
 SUFFIX = ".tar.gz"
@@ -84,44 +83,33 @@ def bundle(run_dir: Path, output: Path, *, with_checkpoint: bool = False) -> Pat
         OSError: a file cannot be read, or the archive not written.
     """
     if output.is_dir() or not output.parent.is_dir():
-        raise _refused(f"--output {output}: name a file in a directory that is there")
+        raise unusable(f"--output {output}: name a file in a directory that is there")
     if output.resolve().is_relative_to(run_dir.resolve()):
-        raise _refused(
+        raise unusable(
             f"--output {output}: lies in the run, which is sealed; name a place outside of it"
         )
     if (who := holder(run_dir)) is not None:
-        raise _refused(f"{run_dir}: process {who.pid} works on it; wait for its end")
+        raise unusable(f"{run_dir}: process {who.pid} works on it; wait for its end")
     try:
         seal = read_json(run_dir / RUN_MANIFEST)
         run_id, sealed = str(seal["run_id"]), list(seal["files"])
     except FileNotFoundError:
-        raise _refused(
+        raise unusable(
             f"{run_dir}: was never sealed, because it has not come to its end; resume it with: "
             f"day0 resume {run_dir}"
         ) from None
     except (ValueError, KeyError, TypeError):
-        raise _refused(
+        raise unusable(
             f"{run_dir / RUN_MANIFEST}: is no seal; ask: day0 verify {run_dir}"
         ) from None
     left_out = [] if with_checkpoint else sorted(filter(is_weight, sealed))
     names = sorted({*sealed, *BESIDE_THE_SEAL} - set(left_out))
     document = json.dumps({"version": VERSION, "left_out": left_out}, indent=2) + "\n"
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            with _compressed(stream) as archive:
-                _add(archive, f"{run_id}/{LEFT_OUT}", BytesIO(document.encode()))
-                for name in names:
-                    with (run_dir / name).open("rb") as content:
-                        _add(archive, f"{run_id}/{name}", content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(output)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    sync_directory(output.parent)
+    with replacing(output) as stream, _compressed(stream) as archive:
+        _add(archive, f"{run_id}/{LEFT_OUT}", BytesIO(document.encode()))
+        for name in names:
+            with (run_dir / name).open("rb") as content:
+                _add(archive, f"{run_id}/{name}", content)
     return output
 
 
@@ -144,9 +132,9 @@ def unpacked(path: Path) -> Iterator[Unpacked]:
         with path.open("rb") as raw:
             start = raw.read(len(HEADER))
     except OSError as error:
-        raise _refused(f"{path}: cannot be read ({error.strerror}); check the path") from None
+        raise unusable(f"{path}: cannot be read ({error.strerror}); check the path") from None
     if start[:2] != HEADER[:2]:
-        raise _refused(f"{path}: is no bundle; make one with: day0 bundle RUN")
+        raise unusable(f"{path}: is no bundle; make one with: day0 bundle RUN")
     if start != HEADER:
         raise DamagedBundle("", "its first bytes are not those of a bundle")
     with TemporaryDirectory(prefix="day0-verify-") as directory:
@@ -268,7 +256,3 @@ def _lay_down(content: IO[bytes], path: Path) -> None:
                 stream.write(piece)
     except (FileExistsError, NotADirectoryError) as error:
         raise DamagedBundle(path.name, f"stands where another file is ({error})") from None
-
-
-def _refused(message: str) -> Failure:
-    return Failure(FailureClass.USER_CONFIG_ERROR, message)
