@@ -22,6 +22,7 @@ from typing import Any
 from conductor.chain import STAGES, Stage, State
 from conductor.evidence.reproduce import FAILURE
 from conductor.files import write_text
+from conductor.rendering import templates
 from conductor.repair import attempt_dir, read_object
 from conductor.report import escape_markdown, smoke
 from conductor.report.wording import printable, split_reason
@@ -121,18 +122,8 @@ def write_checklist(run_dir: Path) -> None:
 
 def render_checklist(run_dir: Path) -> str:
     """Return the checklist of the run under ``run_dir`` as Markdown (GitHub tables)."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     run = Run(run_dir)
-    environment = Environment(
-        loader=PackageLoader("conductor"),
-        finalize=escape_markdown,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701 - Markdown; every value is escaped for it
-    )
+    environment = templates(escape_markdown)
     shown = printable(
         {
             "run_id": run.manifest.get("run_id", run_dir.name),

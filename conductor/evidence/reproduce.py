@@ -38,6 +38,7 @@ from conductor.failure import Failure
 from conductor.files import read_json, write_bytes, write_json, write_text
 from conductor.harnesses.lm_eval import HARNESS_ENVIRON
 from conductor.release_state import Release
+from conductor.rendering import templates
 from conductor.stage_files import CHECKPOINT, REJECTED
 from conductor.suites import load_suite
 
@@ -392,16 +393,7 @@ def _exports(release: Release, step: FailingStep) -> list[tuple[str, str]]:
 def _render(release: Release, step: FailingStep, details: Document) -> str:
     from importlib.metadata import version
 
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("conductor"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701 - a shell script; every value is quoted for the shell
-    )
+    environment = templates()
     doing = step.tool or (f"the server of the {step.side}" if step.side else None)
     doing = doing or (f"gate {step.gate}" if step.gate else "day0 itself")
     return environment.get_template(f"{SCRIPT}.j2").render(

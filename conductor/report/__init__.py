@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from conductor.digests import document_digest
 from conductor.files import read_json, write_json, write_text
+from conductor.rendering import templates
 from conductor.report import argument, plots, rows, smoke, wording
 from conductor.report.wording import Document, printable
 from gates.criteria import CONFIDENCE, POWER
@@ -151,17 +152,7 @@ def _render(
     more: Document | None = None,
 ) -> str:
     """Fill a template: HTML escapes every value by itself, any other form with ``escape``."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-
-    environment = Environment(
-        loader=PackageLoader("conductor"),
-        autoescape=select_autoescape(["html.j2"]),
-        finalize=escape,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = templates(escape)
     environment.filters.update(
         value=wording.say,
         fact=wording.fact,
