@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from evaluations import evaluation
 
 from conductor import closeout
 from conductor.chain import Stage, State
@@ -20,12 +21,11 @@ from conductor.files import write_json
 from conductor.journal import Journal
 from conductor.looking_back import finished_report
 from conductor.models import resolve_model
-from conductor.probes.lm_eval import EvaluationResults, TaskResult
 from conductor.probes.machine import probe_machine
 from conductor.release import Conductor
-from conductor.release_state import Evaluation, Plan, Release, World
+from conductor.release_state import Plan, Release, World
 from conductor.stages import STAGE_FUNCTIONS
-from conductor.suites import Suite, load_suite
+from conductor.suites import load_suite
 from conductor.tracking import Tracking, TrackingStatus
 from gates import RECIPES, Check, FailureClass, Verdict
 
@@ -79,37 +79,6 @@ def stage_that_passes(stage: Stage) -> StageFunction:
 
 
 SIDES = {Stage.BASELINE_EVAL: "source", Stage.CANDIDATE_EVAL: "candidate"}
-
-
-def evaluation(suite: Suite) -> Evaluation:
-    tasks = {
-        name: TaskResult(
-            task=name,
-            metric=task.metric,
-            filter=task.filter,
-            score=0.9,
-            stderr=0.01,
-            expected_samples=500,
-            scored_samples=500,
-            higher_is_better=True,
-            scale=1.0,
-            version="1",
-            fewshot=0,
-        )
-        for name, task in suite.tasks.items()
-    }
-    results = EvaluationResults(
-        tasks=tasks, completion_tokens={}, model="m", versions={}, results_file=Path("r")
-    )
-    return Evaluation(
-        settings={},
-        conditions={},
-        results=results,
-        samples={"tasks": {}},
-        summary={},
-        server=None,
-        recalled_from=None,
-    )
 
 
 class ReadyEnvironments(Environments):

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import run_day0
+from evaluations import evaluation
 from report_documents import accept
 
 from conductor.chain import STAGES, Stage, State
@@ -23,15 +24,14 @@ from conductor.environments.builder import Environments
 from conductor.failure import Failure
 from conductor.journal import Journal
 from conductor.models import resolve_model
-from conductor.probes.lm_eval import EvaluationResults, TaskResult
 from conductor.probes.machine import probe_machine
 from conductor.quantizers import plan as plan_quantizer
-from conductor.release_state import Evaluation, Plan, Release
+from conductor.release_state import Plan, Release
 from conductor.report import render_html, render_markdown, terminal_summary, validated
 from conductor.report.smoke import missing, sentence
 from conductor.smoke_run import ARTIFACTS, EVALUATIONS, check_reach, reached
 from conductor.stages import calibration_of, choose_tools
-from conductor.suites import Suite, load_suite
+from conductor.suites import load_suite
 from conductor.tools import NothingStarts
 from conductor.world import World
 from gates import RECIPES, FailureClass
@@ -147,37 +147,6 @@ def world_here() -> World:
     machine = probe_machine()
     environments = Environments(device=machine.device, variables={})
     return World(environments=environments, environ={}, machine=machine)
-
-
-def evaluation(suite: Suite, scored: int | None) -> Evaluation:
-    tasks = {
-        name: TaskResult(
-            task=name,
-            metric=task.metric,
-            filter=task.filter,
-            score=0.9,
-            stderr=0.01,
-            expected_samples=scored,
-            scored_samples=scored,
-            higher_is_better=True,
-            scale=1.0,
-            version="1",
-            fewshot=0,
-        )
-        for name, task in suite.tasks.items()
-    }
-    results = EvaluationResults(
-        tasks=tasks, completion_tokens={}, model="m", versions={}, results_file=Path("r")
-    )
-    return Evaluation(
-        settings={},
-        conditions={},
-        results=results,
-        samples={"tasks": {}},
-        summary={},
-        server=None,
-        recalled_from=None,
-    )
 
 
 ANSWER = {"text": "4", "error": None}
