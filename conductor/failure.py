@@ -31,6 +31,15 @@ class Stalled(Failure):
         super().__init__(FailureClass.INFRA_TRANSIENT, message)
 
 
+class Stopped(KeyboardInterrupt):
+    """The release is to stop where it is, to be resumed; the message says why, and what goes on."""
+
+    def __init__(self, message: str) -> None:
+        """Keep the message for whoever asked."""
+        self.message = redact(message)
+        super().__init__(self.message)
+
+
 def unusable(message: str) -> Failure:
     """Return the failure that refuses what somebody gave, to be raised."""
     return Failure(FailureClass.USER_CONFIG_ERROR, message)

@@ -21,6 +21,7 @@ from conductor.deterministic import (
     SERVER_ARGUMENTS,
     SETTINGS,
 )
+from conductor.executors.slurm import states
 from conductor.files import write_text
 from conductor.probes.servability import loaders
 from conductor.quantizers import ADAPTERS
@@ -47,6 +48,7 @@ def pages() -> dict[str, str]:
         "compatibility.md": page("What works where", _compatibility()),
         "servability.md": page("What an engine loads", _servability()),
         "triage.md": page("Failure classes and what they lead to", _triage()),
+        "slurm-states.md": page("What the states of Slurm's jobs mean", _slurm_states()),
         "limits.md": page("Limits of the gates", _limits()),
         "findings.md": page("What gate_ptq can find", _findings()),
         "configuration.md": page("Configuration", _configuration()),
@@ -186,6 +188,56 @@ def _triage() -> Iterable[str]:
         ["stage", "verdicts"],
         [[stage, ", ".join(f"`{gate}`" for gate in names)] for stage, names in STAGE_GATES.items()],
     )
+
+
+def _slurm_states() -> Iterable[str]:
+    yield (
+        "What a job wrote itself counts first. These tables are for a job that still waits, and "
+        "for one that ended without a word."
+    )
+    yield "## States"
+    yield table(
+        ["state", "means"],
+        [
+            [f"`{state}`", means]
+            for state, means in {**states.UNFINISHED, **states.FINISHED}.items()
+        ],
+    )
+    yield "A state that is not here is taken for one of a job that runs, and is asked about again."
+    yield table(
+        ["`FAILED` with the reason", "means"],
+        [
+            [f"`{reason}`", means]
+            for reason, means in states.FAILED_REASONS.items()
+            if means is not states.Means.IMPOSSIBLE
+        ],
+    )
+    yield "`FAILED` with a reason for which a job can never start is impossible, too."
+    yield "## What follows"
+    yield "[Failure classes](triage.md) says what is tried again."
+    yield table(
+        ["means", "failure class", "what happened and what to do"],
+        [
+            [
+                means,
+                f"`{ending.failure_class}`" if ending.failure_class else "none: stopped, resumable",
+                ending.words,
+            ]
+            for means, ending in states.ENDINGS.items()
+        ],
+    )
+    yield "## Why a job waits"
+    yield "By the first word of `squeue`'s reason; one that is not here is waited for."
+    for means, says in _WAITS.items():
+        names = sorted(name for name, each in states.PENDING_REASONS.items() if each is means)
+        yield f"{says}: {', '.join(f'`{name}`' for name in names)}."
+
+
+_WAITS = {
+    states.Means.WAITING: "Passes by itself, and is waited for",
+    states.Means.HELD: "Held until a person releases it",
+    states.Means.IMPOSSIBLE: "Can never start as it was asked for",
+}
 
 
 def _limits() -> Iterable[str]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from conductor.chain import Stage
 from conductor.digests import Digests
+from conductor.executors.processes import JOBS
 
 STAGE_GATES: Mapping[Stage, tuple[str, ...]] = {
     Stage.PTQ: ("ptq",),
@@ -27,7 +28,7 @@ STAGE_GATES: Mapping[Stage, tuple[str, ...]] = {
 
 PASSING = (
     *("*.log", "*.exit_code", "progress.json", "*.process.json"),
-    *("attempt-*", "datasets-cache-*", ".*.tmp"),
+    *("attempt-*", "datasets-cache-*", ".*.tmp", JOBS),
 )
 """What is no output, wherever it lies below a stage."""
 

@@ -240,7 +240,7 @@ def run_worker(
         stage_dir: receives ``request.json``, ``stdout.log``, ``progress.json``, ``result.json``,
             and ``worker.process.json`` while it runs. What an earlier start left there is ended
             and its result removed first.
-        request: the worker's input, a JSON mapping.
+        request: the worker's input, a JSON mapping; what lies in its ``output_dir`` is removed.
         environ: the worker's environment; a token by which its processes are known is added.
         progress: called with (done, total, doing) whenever the worker reports something new.
         still_useful: called at every poll; raises to end the worker early (a dead server, say).
@@ -258,6 +258,8 @@ def run_worker(
     # The old result goes before the new request comes: the two on disk always belong together.
     for stale in ("result.json", "progress.json", exit_code_file(Path(LOG)).name):
         (stage_dir / stale).unlink(missing_ok=True)
+    if "output_dir" in request:
+        shutil.rmtree(request["output_dir"], ignore_errors=True)
     write_json(stage_dir / "request.json", request)
     tool = {"tool": worker.script, "directory": stage_dir}
     ended_as = "ended"

@@ -24,6 +24,10 @@ from conductor.files import read_json, write_json
 RECORD_SUFFIX = ".process.json"
 CACHE_PREFIX = "datasets-cache-"  # directories of a harness that end with its evaluation
 MARK = "DAY0_PROCESS"
+JOB = "DAY0_JOB"
+"""Names the cluster job that we are, for processes that end with it and with nobody else."""
+JOBS = "jobs"
+"""The directory of the jobs of a task, in that of the task."""
 GRACE_S = 10.0
 KILL_S = 10.0  # a process that SIGKILL does not end within this waits for a device or a disk
 POLL_S = 0.05
@@ -179,7 +183,7 @@ def send(pid: int, start_ticks: int, *numbers: signal.Signals) -> None:
 def write_record(path: Path, token: str, identity: Identity | None) -> None:
     """Write down a family: its token before it is started, its supervisor's identity after."""
     known = asdict(identity) if identity else {"host": this_host()}
-    write_json(path, {"token": token, **known})
+    write_json(path, {"token": token, "job": os.environ.get(JOB), **known})
 
 
 def end_leftovers(directory: Path) -> list[str]:
@@ -206,7 +210,7 @@ def end_leftovers(directory: Path) -> list[str]:
 def end_recorded(record: Path) -> list[str]:
     """End the family that one record names, then remove the record; return what there is to say."""
     try:
-        family, host = _read_record(record)
+        family, host, job = _read_record(record)
     except FileNotFoundError:
         return []
     except (OSError, ValueError, RecursionError) as error:
@@ -216,6 +220,11 @@ def end_recorded(record: Path) -> list[str]:
             f"{record} is no readable process record ({error}); look for servers and workers that "
             "still run, and end them"
         ]
+    if job is not None and JOB not in os.environ:
+        return []  # the cluster ends what its job has started
+    if job is not None and host != this_host():
+        record.unlink(missing_ok=True)  # an earlier start of our task, on another node
+        return []
     if host != this_host():
         return [
             f"{record} names processes on host {host}, which cannot be seen from here; look "
@@ -234,7 +243,7 @@ def _processes(pids: Iterable[int]) -> str:
     return f"{noun} {', '.join(map(str, ordered))}"
 
 
-def _read_record(record: Path) -> tuple[Family, str]:
+def _read_record(record: Path) -> tuple[Family, str, str | None]:
     document = read_json(record)
     if not isinstance(document, Mapping):
         raise ValueError("it is not a mapping")
@@ -244,7 +253,10 @@ def _read_record(record: Path) -> tuple[Family, str]:
         raise ValueError("token must be 32 hexadecimal digits")
     if not isinstance(host, str):
         raise ValueError("host must be a name")
-    return Family(token=token, root=_read_identity(document)), host
+    job = document.get("job")
+    if not isinstance(job, str | None):
+        raise ValueError("job must be a number in quotes, or null")
+    return Family(token=token, root=_read_identity(document)), host, job
 
 
 def _read_identity(document: Mapping[str, Any]) -> Identity | None:
@@ -260,6 +272,8 @@ def _remove_temporaries(directory: Path, spared: list[Path]) -> None:
     """Remove unfinished files of writers that are gone, but none below a ``spared`` directory."""
     for where, directories, files in os.walk(directory):
         place = Path(where)
+        if JOBS in directories:
+            spared = [*spared, place]  # what lies beside the jobs of a task is theirs
         if any(place.is_relative_to(each) for each in spared):
             continue
         for name in files:
