@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
+import sys
 import threading
 import zipfile
 from collections import namedtuple
@@ -328,3 +330,53 @@ def test_command_refuses(
         code = int(str(stopped.code))
     assert code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_given_interpreter_stands_for_an_environment(tmp_path: Path) -> None:
+    given = Environments(tmp_path / "root", interpreters={"evaluate": Path(sys.executable)})
+    assert given.status("evaluate") is Status.READY
+    assert given.status("quantize") is Status.ABSENT
+    assert given.interpreter("evaluate") == Path(sys.executable)
+    assert given.build("evaluate") is False
+    assert given.python_version("evaluate") == platform.python_version()
+    assert given.versions("evaluate")["pytest"] == pytest.__version__
+    assert len(given.packages("evaluate")["pytest"]["sha256"] or "") == 64
+    assert not (tmp_path / "root").exists()
+
+
+def test_a_given_interpreter_is_identified_by_its_packages(tmp_path: Path) -> None:
+    here = Environments(tmp_path, interpreters={"evaluate": Path(sys.executable)})
+    linked = tmp_path / "python"
+    linked.symlink_to(sys.executable)  # a link outside its environment sees other packages
+    other = Environments(tmp_path, interpreters={"evaluate": linked})
+    again = Environments(tmp_path, interpreters={"evaluate": Path(sys.executable)})
+    assert here.digest("evaluate") == again.digest("evaluate") != other.digest("evaluate")
+    assert here.digest("quantize") == Environments(tmp_path).digest("quantize")
+
+
+def test_a_given_interpreter_that_is_not_there_is_absent(tmp_path: Path) -> None:
+    given = Environments(tmp_path, interpreters={"evaluate": tmp_path / "no" / "python"})
+    assert given.status("evaluate") is Status.ABSENT
+    assert given.versions("evaluate") == {}
+    assert given.python_version("evaluate") is None
+    with pytest.raises(EnvironmentFailed, match=r"no/python is not there.*Correct the path"):
+        given.build("evaluate")
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        pytest.param("#!/bin/sh\nexit 3\n", "exit status 3", id="fails"),
+        pytest.param("#!/bin/sh\necho hello\n", "does not list its packages", id="no-python"),
+        pytest.param("", "does not list its packages", id="no-program"),
+    ],
+)
+def test_a_given_interpreter_that_cannot_be_asked_is_refused(
+    tmp_path: Path, script: str, said: str
+) -> None:
+    path = tmp_path / "python"
+    path.write_text(script)
+    path.chmod(0o755)
+    given = Environments(tmp_path, interpreters={"evaluate": path})
+    with pytest.raises(EnvironmentFailed, match=said):
+        given.digest("evaluate")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from conductor.clusters import SUBMITTED, Cluster, Resources
+from conductor.cluster.description import SUBMITTED, Cluster, Resources
 from conductor.compatibility import Device
 from conductor.executors.slurm import following
 from conductor.executors.slurm.commands import Found, Refused, Row
@@ -162,7 +162,7 @@ class Desk:
             task=self.task,
             resources=RESOURCES,
             goes_on=self.goes_on,
-            entry=print,
+            module="conductor.cluster.job",
             note=lambda event, **facts: self.notes.append((event, facts)),
             progress=lambda done, total, doing: self.told.append(doing),
             still_wanted=lambda: self.still_wanted(),
@@ -440,6 +440,17 @@ def test_a_failed_task_is_a_failure_of_its_class(
     with pytest.raises(Failure, match="it hangs") as caught:
         desk.ask()
     assert isinstance(caught.value, Stalled) is stalled
+
+
+def test_what_dead_writers_left_unfinished_is_removed(desk: Desk, slurm: StandInSlurm) -> None:
+    folder = left_by_a_dead_conductor(desk, "7")
+    slurm.jobs[folder.name] = ["RUNNING", OK]
+    left = [folder.path / ".ended.json.1.1.tmp", desk.directory / ".progress.json.999999.tmp"]
+    for each in left:
+        each.write_text("half")
+    (desk.directory / "datasets-cache-x").mkdir()
+    desk.ask()
+    assert not [each for each in [*left, desk.directory / "datasets-cache-x"] if each.exists()]
 
 
 class TestFolders:

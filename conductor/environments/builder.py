@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from filelock import FileLock, Timeout
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
@@ -45,9 +45,26 @@ BUILD_WAIT_S = 1800
 # uv's exit code when it could not do its work (network, disk), as opposed to 1, no solution.
 UV_TROUBLE = 2
 TAIL_LINES = 12
+ASK_TIMEOUT_S = 120
+"""Longest that an interpreter may take to list its packages; shared storage may be slow."""
 # Room for the environment itself plus the unpacked wheels in uv's cache, which may lie on the same
 # disk and is shared by links only where the file system allows it.
 DISK_FACTOR = 2
+
+# What a given interpreter has, in the words of installed_packages; the first on its path is used.
+LISTING = """
+import hashlib, json, platform
+from importlib.metadata import distributions
+found = {}
+for each in distributions():
+    if each.metadata["Name"]:
+        record = each.read_text("RECORD")
+        found.setdefault(each.metadata["Name"].lower().replace("_", "-"), {
+            "version": each.version,
+            "sha256": record and hashlib.sha256(record.encode()).hexdigest(),
+        })
+print(json.dumps({"python": platform.python_version(), "packages": found}))
+"""
 
 # Settings of pip that decide where packages come from; uv does not read them by itself.
 PIP_TO_UV = {
@@ -167,7 +184,11 @@ def default_root(variables: Mapping[str, str]) -> Path:
 
 
 class Environments:
-    """Build and look up the worker environments under one root directory."""
+    """Build and look up the worker environments under one root directory.
+
+    An interpreter that is given stands for an environment of its name: somebody else built it, so
+    it is what its packages are, and is never built or changed here.
+    """
 
     def __init__(
         self,
@@ -175,15 +196,20 @@ class Environments:
         *,
         device: Device = Device.CPU,
         variables: Mapping[str, str] | None = None,
+        interpreters: Mapping[str, Path] | None = None,
     ) -> None:
-        """Choose the root, the device whose torch build is wanted, and the process variables."""
+        """Choose root, device (whose torch build is wanted), variables, and given interpreters."""
         self.variables = dict(os.environ if variables is None else variables)
         # Absolute, but with its links kept: uv writes the path into the environment.
         self.root = Path(os.path.abspath(root or default_root(self.variables)))  # noqa: PTH100
         self.device = Device(device)
+        self.given = dict(interpreters or {})
+        self._listings: dict[str, dict[str, Any]] = {}
 
     def status(self, name: str) -> Status:
         """Return ready only for a finished build of today's lock whose interpreter exists."""
+        if name in self.given:
+            return Status.READY if self.given[name].exists() else Status.ABSENT
         home = self._home(name)
         if not home.exists():
             return Status.ABSENT
@@ -195,27 +221,42 @@ class Environments:
         return Status.READY if same and self.interpreter(name).exists() else Status.STALE
 
     def digest(self, name: str) -> str:
-        """Identify what a build depends on: the lock, Python, and the device's torch."""
+        """Identify what a build depends on: the lock, Python, and the device's torch.
+
+        A given interpreter is identified by its version and its packages.
+        """
+        if name in self.given:
+            return hashlib.sha256(
+                json.dumps(self._listing(name), sort_keys=True).encode()
+            ).hexdigest()
         digest = hashlib.sha256(f"{PYTHON} {self.device}\n".encode())
         digest.update(find(name).lock.read_bytes())
         return digest.hexdigest()
 
     def interpreter(self, name: str) -> Path:
         """Return the path of the environment's Python, whether or not it is built."""
-        return self._home(name) / "bin" / "python"
+        return self.given.get(name) or self._home(name) / "bin" / "python"
 
     def versions(self, name: str) -> dict[str, str]:
         """Return the version of every package that is installed; empty when nothing is built."""
+        if name in self.given:
+            return {package: str(each["version"]) for package, each in self.packages(name).items()}
         return {
             package: version for package, version, _ in _distributions(self._site_packages(name))
         }
 
     def packages(self, name: str) -> dict[str, dict[str, str | None]]:
         """Return of every package that is installed what :func:`installed_packages` says."""
+        if name in self.given:
+            packages: dict[str, dict[str, str | None]] = self._listing(name)["packages"]
+            return packages
         return installed_packages(self._site_packages(name))
 
     def python_version(self, name: str) -> str | None:
         """Return the version of an environment's Python, or ``None`` where none is built."""
+        if name in self.given:
+            version: str | None = self._listing(name)["python"]
+            return version
         try:
             lines = (self._home(name) / "pyvenv.cfg").read_text(encoding="utf-8").splitlines()
         except OSError:
@@ -239,6 +280,12 @@ class Environments:
         """
         if self.status(name) is Status.READY:
             return False
+        if name in self.given:
+            raise EnvironmentFailed(
+                name,
+                f"its given interpreter {self.given[name]} is not there",
+                "Correct the path, or leave it out and the environment is built.",
+            )
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with FileLock(self.root / f"{name}.lock", timeout=BUILD_WAIT_S):
@@ -259,6 +306,29 @@ class Environments:
                 "Choose a directory you can write with DAY0_ENVIRONMENTS.",
             ) from error
         return True
+
+    def _listing(self, name: str) -> dict[str, Any]:
+        """Ask a given interpreter, once, for its version and packages; none where it is absent."""
+        if not self.given[name].exists():
+            return {"python": None, "packages": {}}
+        if name not in self._listings:
+            try:
+                answer = subprocess.run(
+                    [str(self.given[name]), "-I", "-c", LISTING],
+                    env=self.variables,
+                    capture_output=True,
+                    text=True,
+                    check=True,
+                    timeout=ASK_TIMEOUT_S,
+                )
+                self._listings[name] = json.loads(answer.stdout)
+            except (OSError, ValueError, subprocess.SubprocessError) as error:
+                raise EnvironmentFailed(
+                    name,
+                    f"{self.given[name]} was given, and does not list its packages ({error})",
+                    "Name an interpreter that runs on this machine too.",
+                ) from None
+        return self._listings[name]
 
     def _home(self, name: str) -> Path:
         return self.root / find(name).name

@@ -13,7 +13,7 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -198,12 +198,14 @@ def end_leftovers(directory: Path) -> list[str]:
     told = []
     elsewhere = []
     # os.walk, unlike a glob, bears that what still runs takes directories away meanwhile.
-    files = [Path(where) / name for where, _, names in os.walk(directory) for name in names]
+    tree = [(Path(where), directories, names) for where, directories, names in os.walk(directory)]
+    files = [place / name for place, _, names in tree for name in names]
     for record in sorted(each for each in files if each.name.endswith(RECORD_SUFFIX)):
         told += end_recorded(record)
         if record.exists():
             elsewhere.append(record.parent)
-    _remove_temporaries(directory, elsewhere)
+    with_jobs = [place for place, directories, _ in tree if JOBS in directories]
+    remove_unfinished(directory, [*elsewhere, *with_jobs], lambda pid: not _runs(pid))
     return told
 
 
@@ -268,17 +270,22 @@ def _read_identity(document: Mapping[str, Any]) -> Identity | None:
     return Identity(pid, start_ticks, str(document.get("boot_id")), str(document["host"]))
 
 
-def _remove_temporaries(directory: Path, spared: list[Path]) -> None:
-    """Remove unfinished files of writers that are gone, but none below a ``spared`` directory."""
+def remove_unfinished(
+    directory: Path,
+    spared: Collection[Path] = (),
+    is_gone: Callable[[int], bool] = lambda pid: True,
+) -> None:
+    """Remove unfinished files below ``directory``, but none below a ``spared`` directory.
+
+    ``is_gone`` tells of a process id whether whoever wrote under it is no more.
+    """
     for where, directories, files in os.walk(directory):
         place = Path(where)
-        if JOBS in directories:
-            spared = [*spared, place]  # what lies beside the jobs of a task is theirs
         if any(place.is_relative_to(each) for each in spared):
             continue
         for name in files:
             writer = _TEMPORARY.fullmatch(name)
-            if writer and not _runs(int(writer["pid"])):
+            if writer and is_gone(int(writer["pid"])):
                 (place / name).unlink(missing_ok=True)
         for name in directories:
             if name.startswith(CACHE_PREFIX):

@@ -18,8 +18,9 @@ from typing import Any
 
 from tenacity import Retrying, retry_if_exception_type, wait_fixed
 
-from conductor.clusters import Cluster, Resources
+from conductor.cluster.description import Cluster, Resources
 from conductor.executors.local import Note, Progress
+from conductor.executors.processes import remove_unfinished
 from conductor.executors.slurm.commands import (
     Found,
     Queue,
@@ -31,7 +32,7 @@ from conductor.executors.slurm.commands import (
 from conductor.executors.slurm.folders import JobFolder, Place
 from conductor.executors.slurm.slots import JobSlots
 from conductor.executors.slurm.states import ENDINGS, Means, meaning
-from conductor.executors.slurm.submission import NotSubmitted, submit
+from conductor.executors.slurm.submission import NotSubmitted, in_one_line, submit
 from conductor.failure import Failure, Stalled, Stopped
 from gates import FailureClass
 
@@ -114,7 +115,7 @@ def connect(
 class Errand:
     """One task to be brought to its end.
 
-    ``entry`` is called on the node with the path of the job's folder. A task that ``goes_on`` is
+    ``module`` is run on the node with the path of the job's folder. A task that ``goes_on`` is
     continued after its walltime where it was. ``still_wanted`` is called all the time, and raises
     to have the job cancelled.
     """
@@ -123,7 +124,7 @@ class Errand:
     task: Mapping[str, Any]
     resources: Resources
     goes_on: bool
-    entry: Callable[[str], None]
+    module: str
     note: Note
     progress: Progress
     still_wanted: Callable[[], None]
@@ -146,6 +147,7 @@ def carry_out(errand: Errand, connection: Connection) -> dict[str, Any]:
         while True:
             job = job or _intend(errand, connection)
             ended = job.bring_to_its_end()
+            remove_unfinished(errand.place.directory)
             outcome = job.folder.read("outcome")
             if outcome is not None:
                 return _accept(outcome)
@@ -288,7 +290,7 @@ class _Job:
                 self.folder,
                 connection.cluster,
                 self.errand.resources,
-                self.errand.entry,
+                self.errand.module,
                 connection.environ,
             )
         except NotSubmitted as refusal:
@@ -327,9 +329,9 @@ class _Job:
         cluster = self.connection.cluster
         return Failure(
             FailureClass.USER_CONFIG_ERROR,
-            f"Slurm refuses the job of {self.errand.place.stage}: {said}; correct the resources of "
-            f"cluster {cluster.name} in {cluster.file} (`day0 cluster check` tries them), then "
-            "resume",
+            f"Slurm refuses the job of {self.errand.place.stage}: {in_one_line(said)}; correct the "
+            f"resources of cluster {cluster.name} in {cluster.file} (`day0 cluster check` tries "
+            "them), then resume",
         )
 
     # Waiting
@@ -464,12 +466,13 @@ class _Job:
         means = _means(ended)
         ending = ENDINGS[means]
         stage, cluster = self.errand.place.stage, self.connection.cluster
-        if means is Means.TIMEOUT and self.errand.goes_on:
+        words = ""
+        if means is Means.TIMEOUT and not self.errand.goes_on:
+            words = "its work cannot be continued where it was; "
+        elif means is Means.TIMEOUT:
             if self._continued() < cluster.continuations:
                 return
             words = f"it was continued {cluster.continuations} times, as often as allowed; "
-        else:
-            words = ""
         said = f"{self._words()} of {stage} ended with {ended['state']}: {words}{ending.words}"
         if means is Means.CANCELLED:
             by = f" by {ended['by']}" if ended["by"] else ""

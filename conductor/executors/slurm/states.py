@@ -233,8 +233,8 @@ ENDINGS: Mapping[Means, Ending] = MappingProxyType(
         ),
         Means.TIMEOUT: Ending(
             failure_class=FailureClass.SYSTEMIC,
-            words="the job ran into its walltime, as often as it may be continued; give the stage "
-            "more time, or raise continuations, in clusters.yaml",
+            words="give the stage more time in clusters.yaml, or let a job that can be continued "
+            "be so more often (continuations)",
         ),
         Means.OUT_OF_MEMORY: Ending(
             failure_class=FailureClass.OUT_OF_MEMORY,

@@ -7,11 +7,11 @@ itself, and whoever goes on waits for the lock before looking whether the job ex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from conductor.clusters import Cluster, Resources
+from conductor.cluster.description import Cluster, Resources
 from conductor.executors.slurm.folders import JobFolder
 
 KILL_AFTER_S = 5
@@ -28,7 +28,7 @@ def submit(
     folder: JobFolder,
     cluster: Cluster,
     resources: Resources,
-    entry: Callable[[str], None],
+    module: str,
     environ: Mapping[str, str],
 ) -> str:
     """Submit the job of ``folder`` and return the number that Slurm gave it.
@@ -37,7 +37,7 @@ def submit(
         folder: where the job is described, and where it works.
         cluster: whose interpreter runs our code there.
         resources: what the job asks for.
-        entry: called on the node with the folder's path.
+        module: what runs on the node, as ``python -m module FOLDER``.
         environ: our variables; those of a job that we ourselves are in stay behind.
 
     Raises:
@@ -49,17 +49,15 @@ def submit(
 
     errors = folder.path / SBATCH_ERRORS
     errors.unlink(missing_ok=True)
-    executor = Executor(
-        folder.path, python=str(cluster.python), before=_guards(folder, cluster, environ)
-    )
+    executor = Executor(folder.path, before=_guards(folder, cluster, environ))
     executor.update_parameters(**parameters(folder.name, resources))
     try:
-        job = executor.submit(entry, str(folder.path))
+        job_id = executor.send([str(cluster.python), "-m", module, str(folder.path)])
     except (FailedJobError, FailedSubmissionError) as error:
         raise NotSubmitted(_said(errors) or str(error)) from None
     for link in folder.path.glob(".submission_file_*.sh"):
         link.unlink()  # it points to the script by a path that will not hold elsewhere
-    return str(job.job_id)
+    return job_id
 
 
 def _guards(folder: JobFolder, cluster: Cluster, environ: Mapping[str, str]) -> list[str]:
@@ -77,9 +75,14 @@ def _guards(folder: JobFolder, cluster: Cluster, environ: Mapping[str, str]) -> 
 
 def _said(errors: Path) -> str:
     try:
-        return errors.read_text(encoding="utf-8", errors="replace").strip()
+        return in_one_line(errors.read_text(encoding="utf-8", errors="replace"))
     except OSError:
         return ""
+
+
+def in_one_line(said: str) -> str:
+    """Return what Slurm said, often over several lines, in one."""
+    return "; ".join(line.strip() for line in said.splitlines())
 
 
 def parameters(name: str, resources: Resources) -> dict[str, Any]:

@@ -1,6 +1,8 @@
-"""submitit's Slurm executor, with our guards before ``sbatch``; imported where a job is submitted.
+"""submitit's Slurm executor, made to run a command of ours; imported where a job is submitted.
 
-A module of its own, because submitit is needed for nothing else.
+submitit writes the script, calls sbatch and reads the number. What it would run is a function that
+it pickled, found under that number: a conductor that died in between left a job that waited for its
+pickle in vain. So the script runs a module with the folder's path, and nothing is pickled.
 """
 
 from __future__ import annotations
@@ -13,12 +15,19 @@ from submitit import SlurmExecutor
 
 
 class Executor(SlurmExecutor):
-    """Submits with the words ``before`` put before ``sbatch``."""
+    """Submits one command, with the words ``before`` put before ``sbatch``."""
 
-    def __init__(self, folder: Path, *, python: str, before: Sequence[str]) -> None:
-        """Keep the words; ``python`` is the path of an interpreter."""
-        super().__init__(folder, python=shlex.quote(python))
+    def __init__(self, folder: Path, *, before: Sequence[str]) -> None:
+        """Keep the words; the script and the job's log come into ``folder``."""
+        super().__init__(folder)
         self._before = list(before)
+
+    def send(self, command: Sequence[str]) -> str:
+        """Submit ``command`` and return the job's number.
+
+        The command takes the place of the script's shell, which would keep signals to itself.
+        """
+        return str(self._submit_command(f"exec {shlex.join(command)}").job_id)
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
         return [*self._before, *super()._make_submission_command(submission_file_path)]
