@@ -73,18 +73,20 @@ def open_session(
         capacity=_server_capacity(sides, world.machine),
         prompts_per_request=config.prompts_per_request,
         note=note,
+        hosts=world.nodes,
     )
 
 
 def planned_settings(
-    config: Config, engine: Engine, device: Device, max_length: int | None
+    config: Config, engine: Engine, device: Device, max_length: int | None, nodes: int
 ) -> dict[str, Any]:
     """Return what decides how an engine answers, before anything of it runs."""
     deterministic = {"deterministic": config.deterministic}
     if engine is Engine.TRANSFORMERS:
         return {"dtype": config.engine.dtype, **deterministic}
     asked = {"prompts_per_request": config.prompts_per_request, **deterministic}
-    return server_settings(config, device, max_length).document() | asked
+    several = {"nodes": nodes} if nodes > 1 else {}
+    return server_settings(config, device, max_length).document() | asked | several
 
 
 def server_settings(config: Config, device: Device, max_length: int | None) -> ServerSettings:
@@ -111,6 +113,8 @@ def engine_version(engine: Engine, device: Device, environments: Environments) -
 
 def _server_capacity(sides: Sides, machine: Machine) -> int:
     """Return how many servers fit: one on an accelerator, which a server fills."""
+    if machine.memory_available_bytes is None:
+        return 1
     weights = sum(file.stat().st_size for file in sides.source.glob("*.safetensors"))
     spare = machine.memory_available_bytes - 2 * weights
     return 2 if machine.device is Device.CPU and spare > ROOM_FOR_TWO_SERVERS_BYTES else 1

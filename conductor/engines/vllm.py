@@ -1,7 +1,8 @@
 """vLLM's OpenAI-compatible server: how to start it, know that it is well, and end it.
 
 It binds to loopback on one port with a random key, in a process family that ends with the release,
-and has a log of its own.
+and has a log of its own. A server over several nodes has a companion on every further one, with a
+log of its own (:mod:`conductor.engines.multi_node`): it is well while all of them run.
 Both sides of a comparison are started from one :class:`ServerSettings`; only checkpoint, served
 name, port and key differ.
 """
@@ -24,6 +25,15 @@ from typing import TYPE_CHECKING, Any
 
 from conductor.compatibility import Device
 from conductor.engines import CANARY_MAX_TOKENS, REMEMBERED, Sides
+from conductor.engines.multi_node import (
+    Host,
+    Meeting,
+    arrange,
+    companion_command,
+    is_free,
+    rank_arguments,
+    rank_environ,
+)
 from conductor.executors.environ import on_path
 from conductor.executors.local import (
     SIGNALLED,
@@ -49,6 +59,7 @@ PROBE_TIMEOUT_S = 5.0
 POLL_S = 0.25
 CHECK_EVERY_S = 5.0
 LEAVES_WITHIN_S = 6.0  # vLLM's server leaves 5 s after its engine died
+REFUSES_WITHIN_S = 30.0  # on every node a server reads the same checkpoint at about the same time
 PORT_ATTEMPTS = 3  # a free port can be lost to another process before the server binds it
 
 
@@ -87,21 +98,24 @@ def free_port() -> int:
 
 def port_is_free(port: int) -> bool:
     """True when ``port`` can be bound on loopback."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, port))
-        except OSError:
-            return False
-    return True
+    return is_free(LOOPBACK, port)
 
 
 def server_command(
     interpreter: Path, settings: ServerSettings, *, checkpoint: Path, served_name: str, port: int
 ) -> list[str]:
     """Return the command that serves ``checkpoint``; the key travels in the environment."""
-    command = [
-        *(str(interpreter), "-m", "vllm.entrypoints.openai.api_server"),
+    arguments = server_arguments(
+        settings, checkpoint=checkpoint, served_name=served_name, port=port
+    )
+    return [str(interpreter), "-m", "vllm.entrypoints.openai.api_server", *arguments]
+
+
+def server_arguments(
+    settings: ServerSettings, *, checkpoint: Path, served_name: str, port: int
+) -> list[str]:
+    """Return what a server is told, and each of its companions."""
+    arguments = [
         *("--model", str(checkpoint), "--served-model-name", served_name),
         *("--host", LOOPBACK, "--port", str(port)),
         *("--dtype", settings.dtype, "--seed", str(settings.seed)),
@@ -109,10 +123,10 @@ def server_command(
         "--no-enable-log-requests",
     ]
     if settings.max_model_len is not None:
-        command += ["--max-model-len", str(settings.max_model_len)]
+        arguments += ["--max-model-len", str(settings.max_model_len)]
     if settings.device is Device.CPU:
-        command.append("--enforce-eager")  # compiling costs more than it saves on a CPU
-    return [*command, *settings.extra_arguments]
+        arguments.append("--enforce-eager")  # compiling costs more than it saves on a CPU
+    return [*arguments, *settings.extra_arguments]
 
 
 def server_environ(
@@ -128,8 +142,30 @@ def server_environ(
     return {**environ, **ours}
 
 
+@dataclass(frozen=True, kw_only=True)
+class End:
+    """How a server ended: by which of its processes, with what exit status, and where its log is.
+
+    ``what`` is ``server``, or ``companion on node n2``.
+    """
+
+    what: str
+    status: int
+    log: Path
+
+    @property
+    def words(self) -> str:
+        """How, in words: ``ended with exit status 1``."""
+        return f"ended with {describe_status(self.status)}"
+
+    @property
+    def seen(self) -> str:
+        """Its log, with the last lines of it."""
+        return f"its log is {self.log}\n{tail(self.log)}"
+
+
 class VllmServer:
-    """One running server for one checkpoint."""
+    """One running server for one checkpoint, here or over several nodes, of which ours leads."""
 
     def __init__(
         self,
@@ -141,8 +177,13 @@ class VllmServer:
         environ: Mapping[str, str],
         log: Path,
         port: int,
+        hosts: tuple[Host, ...] = (),
     ) -> None:
-        """Start the server; call :meth:`wait_healthy` before using it."""
+        """Start the server; call :meth:`wait_healthy` before using it.
+
+        Raises:
+            Failure: INFRA_TRANSIENT when one of the ``hosts`` cannot be found.
+        """
         self.served_name = served_name
         self.settings = settings
         self.api_key = secrets.token_urlsafe(24)
@@ -155,20 +196,60 @@ class VllmServer:
         self._look_at = self._started
         self._silent_since: float | None = None
         self._stopped = False
+        self._meeting = arrange(hosts) if hosts else None
+        self._parts: dict[str, SupervisedProcess] = {}
         # Its processes talk over sockets, which vLLM never removes.
         sockets = mkdtemp(prefix="day0-")
         environ = {
             **server_environ(on_path(environ, interpreter), settings, self.api_key),
             "VLLM_RPC_BASE_PATH": sockets,
         }
-        self._process = SupervisedProcess(
-            server_command(
-                interpreter, settings, checkpoint=checkpoint, served_name=served_name, port=port
-            ),
+        command = server_command(
+            interpreter, settings, checkpoint=checkpoint, served_name=served_name, port=port
+        )
+        if self._meeting:
+            command += rank_arguments(self._meeting, 0)
+            environ = rank_environ(environ, self._meeting, 0)
+        self._start("server", command, environ, log, Path(sockets))
+        if self._meeting:
+            arguments = server_arguments(
+                settings, checkpoint=checkpoint, served_name=served_name, port=port
+            )
+            self._start_companions(self._meeting, interpreter, arguments, environ)
+
+    def _start_companions(
+        self,
+        meeting: Meeting,
+        interpreter: Path,
+        arguments: Sequence[str],
+        environ: Mapping[str, str],
+    ) -> None:
+        try:
+            for rank, host in list(enumerate(meeting.hosts))[1:]:
+                self._start(
+                    f"companion on node {host.name}",
+                    companion_command(interpreter, arguments, meeting, rank),
+                    rank_environ(environ, meeting, rank),
+                    self.log.with_name(f"{self.log.stem}-node{rank}.log"),
+                )
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(
+        self,
+        what: str,
+        command: Sequence[str],
+        environ: Mapping[str, str],
+        log: Path,
+        temporary: Path | None = None,
+    ) -> None:
+        self._parts[what] = SupervisedProcess(
+            command,
             environ=environ,
             log=log,
             record=log.with_name(f"{log.stem}{RECORD_SUFFIX}"),
-            temporary=Path(sockets),
+            temporary=temporary,
         )
 
     def wait_healthy(
@@ -185,9 +266,8 @@ class VllmServer:
         """
         while True:
             waited = time.monotonic() - self._started
-            status = self._process.poll()
-            if status is not None:
-                return self._explain_exit(status)
+            if self.end():
+                return self._explain_end()
             if self.is_healthy():
                 return Health.OK, f"healthy after {waited:.0f} s"
             if waited >= ceiling_s:
@@ -198,42 +278,66 @@ class VllmServer:
             waiting(waited)
             time.sleep(POLL_S)
 
-    def _explain_exit(self, status: int) -> tuple[Health, str]:
+    def _explain_end(self) -> tuple[Health, str]:
+        # A companion alone is an accident of its node: what it refuses, the server refuses as well.
+        is_accident = not self._leaves(REFUSES_WITHIN_S)
         if self._stopped:
             raise Failure(
                 FailureClass.INFRA_TRANSIENT,
                 f"the server of the {self.served_name} was stopped while it was loading; start the "
                 "stage again",
             )
-        # Whether the port was lost to somebody is asked of the port, not read from the log.
-        if not port_is_free(self.port):
-            return Health.PORT_TAKEN, f"port {self.port} was taken by another process"
-        return Health.KILLED if status > SIGNALLED else Health.DIED, (
-            f"the server ended with {describe_status(status)} while loading; "
-            f"its log is {self.log}\n{tail(self.log)}"
+        # Whether a port was lost to somebody is asked of the port, not read from the log.
+        if taken := self._port_taken():
+            return Health.PORT_TAKEN, f"port {taken} was taken by another process"
+        end = self.end()
+        assert end is not None, "it has ended"
+        return Health.KILLED if is_accident or end.status > SIGNALLED else Health.DIED, (
+            f"the {end.what} {end.words} while loading; {end.seen}"
         )
 
-    def exit_status(self) -> int | None:
-        """Return the server's exit status, or None while it runs; a server that left has failed."""
-        return self._process.poll()
+    def _port_taken(self) -> int | None:
+        """Return a port of ours that another process has, once the server itself has ended."""
+        if not self._leaves(0):
+            return None
+        if not port_is_free(self.port):
+            return self.port
+        meeting = self._meeting
+        if meeting and not is_free(meeting.addresses[0], meeting.port):
+            return meeting.port
+        return None
+
+    def end(self) -> End | None:
+        """Return how the server ended, or None while all of it runs; one that left has failed.
+
+        Where several processes ended, the one that a signal took is the cause, else the first. A
+        companion that left in order did so because the server has gone, whose end follows.
+        """
+        ended = [
+            End(what=what, status=status, log=process.log)
+            for what, process in self._parts.items()
+            if (status := process.poll()) is not None and (status or what == "server")
+        ]
+        return min(ended, key=lambda end: end.status <= SIGNALLED, default=None)
 
     def leaves(self, within_s: float) -> bool:
-        """True when the server has ended, or does so in time."""
-        end = time.monotonic() + within_s
-        while self._process.poll() is None and time.monotonic() < end:
-            time.sleep(POLL_S)
-        return self._process.poll() is not None
+        """True when a process of the server has ended, or does so in time."""
+        return _within(within_s, lambda: self.end() is not None)
+
+    def _leaves(self, within_s: float) -> bool:
+        """True when the process that serves has ended, or does so in time; not a companion."""
+        return _within(within_s, lambda: self._parts["server"].poll() is not None)
 
     def ran_out_of_memory(self) -> bool:
-        """True when a server that ended did so for want of memory, by the kernel or by its log."""
-        with suppress(ProbeError):
-            if read_server_log(self.log)["out_of_memory"]:
-                return True
-        return self._process.out_of_memory
+        """True when a server that ended did so for want of memory, by the kernel or by its logs."""
+        return any(
+            process.out_of_memory or _log_tells_want_of_memory(process.log)
+            for process in self._parts.values()
+        )
 
     def is_healthy(self) -> bool:
         """True when our process runs, its engine is well, and it takes our key."""
-        if self._process.poll() is not None or self._get("/health") is None:
+        if self.end() is not None or self._get("/health") is None:
             return False
         served = self.served()
         self.description = self.description or served
@@ -330,8 +434,10 @@ class VllmServer:
     def stop(self) -> None:
         """End the server and everything it started; keep how one ended that left by itself."""
         self._stopped = True
-        keep_exit_code(self.log, self._process.poll())
-        self._process.stop()
+        for process in self._parts.values():
+            keep_exit_code(process.log, process.poll())
+        for process in self._parts.values():
+            process.stop()
 
 
 def _finite_or_none(logprob: Any) -> Any:
@@ -360,11 +466,13 @@ class VllmSession:
         capacity: int,
         prompts_per_request: int,
         note: Note,
+        hosts: tuple[Host, ...] = (),
     ) -> None:
         """Keep what is needed; no server is started before a side is used.
 
         ``silence_s`` seconds without a word from ``/health`` count as a hang; ``note`` is told of
-        every start, before it happens, and of every stop.
+        every start, before it happens, and of every stop. A server runs over all ``hosts``, the
+        first of which is ours, or here alone where there are none.
         """
         self._sides = sides
         self._interpreter = interpreter
@@ -376,6 +484,7 @@ class VllmSession:
         self._capacity = 1 if port else capacity
         self._prompts_per_request = prompts_per_request
         self._note = note
+        self._hosts = hosts
         # Held while servers are started and stopped, which takes seconds, never while one loads.
         self._lock = threading.Lock()
         self._servers: dict[str, VllmServer] = {}
@@ -441,11 +550,12 @@ class VllmSession:
                     f"raise watchdog.server_s if it only was busy\n{tail(server.log)}",
                 ) from None
         if any(answer["error"] for answer in answers) and server.leaves(LEAVES_WITHIN_S):
-            status = server.exit_status() or 0
-            ended = f"the server ended with {describe_status(status)} during the canary"
+            end = server.end()
+            assert end is not None, "it has left"
+            ended = f"the {end.what} {end.words} during the canary"
             self._refuse_want_of_memory(side, server, ended)
-            if status > SIGNALLED:  # killed from outside: no answer, and not the checkpoint's fault
-                return _lost(side, Health.KILLED, f"{ended}; its log is {server.log}")
+            if end.status > SIGNALLED:  # from outside: no answer, and not the checkpoint's fault
+                return _lost(side, Health.KILLED, f"{ended}; its log is {end.log}")
         described = server.description or {}
         return Asked(health, detail, described.get("id", ""), answers)
 
@@ -474,14 +584,10 @@ class VllmSession:
     def check(self, side: str) -> None:
         """Raise Failure when the server of ``side`` has died, or has been silent for too long."""
         server = self._server(side)
-        status = server.exit_status()
-        if status is not None:
-            ended = f"the server of the {side} ended with {describe_status(status)}"
+        if end := server.end():
+            ended = f"the {end.what} of the {side} {end.words}"
             self._refuse_want_of_memory(side, server, ended)
-            raise Failure(
-                UNSERVED[side],
-                f"{ended} while it was needed; its log is {server.log}\n{tail(server.log)}",
-            )
+            raise Failure(UNSERVED[side], f"{ended} while it was needed; {end.seen}")
         if server.silent_s() >= self._silence_s:
             raise Failure(
                 UNSERVED[side],
@@ -497,6 +603,7 @@ class VllmSession:
         return {
             "engine": "vllm",
             **server.settings.document(),
+            **({"nodes": len(self._hosts)} if self._hosts else {}),
             "served_max_model_len": described.get("max_model_len"),
         }
 
@@ -599,6 +706,7 @@ class VllmSession:
             environ=self._environ,
             log=log,
             port=self._port or free_port(),
+            hosts=self._hosts,
         )
 
     def _stop(self, side: str) -> None:
@@ -609,13 +717,27 @@ class VllmSession:
 
     def _refuse_want_of_memory(self, side: str, server: VllmServer, what: str) -> None:
         """Raise Failure when a server that has ended did so for want of memory."""
-        if server.exit_status() is not None and server.ran_out_of_memory():
+        if server.end() is not None and server.ran_out_of_memory():
             raise Failure(
                 FailureClass.OUT_OF_MEMORY,
                 f"{what}; {self._settings.device} memory ran out for the {side}: free some, or "
                 f"lower engine.max_model_len or engine.cpu_kv_cache_gib; its log is {server.log}\n"
                 f"{tail(server.log)}",
             )
+
+
+def _within(seconds: float, condition: Callable[[], bool]) -> bool:
+    """True when ``condition`` holds, or does so in time."""
+    give_up_at = time.monotonic() + seconds
+    while not (holds := condition()) and time.monotonic() < give_up_at:
+        time.sleep(POLL_S)
+    return holds
+
+
+def _log_tells_want_of_memory(log: Path) -> bool:
+    with suppress(ProbeError):
+        return bool(read_server_log(log)["out_of_memory"])
+    return False
 
 
 def _lost(side: str, health: Health, detail: str) -> Asked:
