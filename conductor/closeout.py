@@ -17,13 +17,15 @@ from conductor import deterministic
 from conductor.chain import STAGES, Stage, State
 from conductor.compatibility import Engine
 from conductor.config import Config, Rule
+from conductor.costs import stage_cost, total_cost
 from conductor.engines.opening import engine_version
 from conductor.evidence.checklist import write_checklist
 from conductor.evidence.environment import record_environment
 from conductor.evidence.gate_inputs import decision_inputs, file_decision, judge_decision
 from conductor.evidence.reproduce import write_reproduction
 from conductor.executors.local import Progress
-from conductor.files import read_json
+from conductor.files import read_json, redact_files
+from conductor.jobs import job_folders, read_jobs
 from conductor.journal import Journal, timestamp
 from conductor.preconditions import environments_needed
 from conductor.redaction import redact_document
@@ -61,6 +63,8 @@ def close_out(release: Release, progress: Progress) -> dict[str, Any]:
             document["deviations"].append(
                 "machine, packages or variables changed on the way; env.json has what they were"
             )
+        for folder in job_folders(run_dir):
+            redact_files(folder.path)  # scripts and logs, which Slurm and submitit write
         file_decision(run_dir, _decision_inputs(release))
         write_record(document, run_dir)
         tracking = _track(release, document, progress)
@@ -111,6 +115,7 @@ def report_document(release: Release) -> dict[str, Any]:
     """Return everything the release found out, as the report document (schema ``report.json``)."""
     journal, config, outcome = release.journal, release.config, _outcome(release)
     finished = journal.clock()
+    stages = _stages(release)
     return {
         "schema_version": SCHEMA_VERSION,
         "day0_version": version("day0"),
@@ -135,7 +140,8 @@ def report_document(release: Release) -> dict[str, Any]:
         "deterministic": _repeatability(release) if config.deterministic else None,
         "smoke": reached(release) if config.smoke else None,
         "size": _size(release.checkpoint_summary),
-        "stages": [_stage(stage, journal) for stage in STAGES if stage is not Stage.CLOSEOUT],
+        "stages": stages,
+        "gpu_hours": total_cost(stages),
         "gates": _gates(release),
         "tasks": _tasks(release),
         "path": release.path,
@@ -294,6 +300,19 @@ def _size(summary: Mapping[str, Any] | None) -> dict[str, Any] | None:
         "candidate_bytes": candidate,
         "ratio": round(candidate / source, 4) if source else None,
     }
+
+
+def _stages(release: Release) -> list[dict[str, Any]]:
+    """Describe every stage, with what it cost."""
+    journal, jobs = release.journal, None
+    with suppress(OSError):  # a log that cannot be read must not cost the decision
+        jobs = read_jobs(journal.run_dir)
+    return [
+        _stage(stage, journal)
+        | stage_cost(stage, journal.stages[stage].seconds, jobs, release.config, release.world)
+        for stage in STAGES
+        if stage is not Stage.CLOSEOUT
+    ]
 
 
 def _stage(stage: Stage, journal: Journal) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -40,24 +41,36 @@ class Holder:
     command: str
 
 
+class Taken(Failure):
+    """Another process holds the run; ``who`` is None where it has not said who it is."""
+
+    def __init__(self, directory: Path, who: Holder | None) -> None:
+        """Say who it is, and how to end the wait."""
+        super().__init__(FailureClass.USER_CONFIG_ERROR, _taken(directory, who))
+        self.who = who
+
+
 @contextmanager
-def hold(directory: Path) -> Iterator[None]:
+def hold(directory: Path, *, wait_s: float = 0) -> Iterator[None]:
     """Keep every other conductor away from a run while the block runs.
 
+    ``wait_s`` is for how long another one is waited for.
+
     Raises:
-        Failure: USER_CONFIG_ERROR when another process holds it or there is no such run; SYSTEMIC
-            when the lock cannot be taken because of the file system.
+        Taken: another process holds it.
+        Failure: USER_CONFIG_ERROR when there is no such run; SYSTEMIC when the lock cannot be taken
+            because of the file system.
     """
     if not directory.is_dir():
         raise Failure(
             FailureClass.USER_CONFIG_ERROR, f"{directory}: is no directory; name a run that exists"
         )
     # A lock without the kernel's help would outlive a crash, so there is none.
-    lock = FileLock(directory / LOCK, timeout=0, fallback_to_soft=False)
+    lock = FileLock(directory / LOCK, timeout=wait_s, fallback_to_soft=False)
     try:
         lock.acquire()
     except Timeout:
-        raise Failure(FailureClass.USER_CONFIG_ERROR, _taken(directory)) from None
+        raise Taken(directory, holder(directory)) from None
     except (OSError, NotImplementedError) as error:
         raise _unusable(directory, error) from None
     try:
@@ -100,8 +113,7 @@ def _this_process() -> Holder:
     )
 
 
-def _taken(directory: Path) -> str:
-    who = holder(directory)
+def _taken(directory: Path, who: Holder | None) -> str:
     if who is None:
         return (
             f"{directory}: another process works on it and has not said who it is; wait for it, or "
@@ -109,7 +121,8 @@ def _taken(directory: Path) -> str:
         )
     return (
         f"{directory}: process {who.pid} on {who.host} works on it since {who.since} "
-        f"({who.command}); wait for it, or stop it with: kill {who.pid}"
+        f"({who.command}); wait for it, or stop it with: kill {who.pid}, or, with "
+        f"its jobs on a cluster: day0 stop {shlex.quote(str(directory))}"
     )
 
 

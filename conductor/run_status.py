@@ -22,7 +22,8 @@ from conductor.event_log import parse, read_log
 from conductor.failure import Failure, unusable
 from conductor.files import read_regular
 from conductor.history import History, timestamp
-from conductor.journal import read_history
+from conductor.jobs import Job, Standing, read_jobs, total_queued_s
+from conductor.journal import Clock, read_history
 from conductor.run_lock import holder
 
 if TYPE_CHECKING:
@@ -32,7 +33,9 @@ NAMED_AT_MOST = 10
 """Releases that a refusal lists."""
 RUN_FILES = ("events.jsonl", "manifest.json", "stages")
 """Any of these makes a directory one of a release."""
-AFTER_STOPPING = frozenset({"server_stopped", "tool_finished", "state_established"})
+AFTER_STOPPING = frozenset(
+    {"server_stopped", "tool_finished", "state_established", "job_ended", "jobs_cancelled"}
+)
 """Events that may follow ``release_stopped`` without anybody working on the release."""
 SHOWN = ("tool", "directory", "side", "log")
 """Fields of the events on tools and servers; they are texts."""
@@ -51,8 +54,14 @@ STYLES: Mapping[str, str] = {
 Document = Mapping[str, Any]
 
 
-def status_document(run_dir: Path) -> dict[str, Any]:
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def status_document(run_dir: Path, *, clock: Clock = _now) -> dict[str, Any]:
     """Return where a release stands (schema ``status.json``); seconds and UTC times.
+
+    ``clock`` says for how long jobs that have not ended have waited or run.
 
     Raises:
         Failure: USER_CONFIG_ERROR when a newer version of day0 made the run directory.
@@ -60,6 +69,7 @@ def status_document(run_dir: Path) -> dict[str, Any]:
     """
     held = holder(run_dir)  # first: who is gone by now has written all that is read below
     history, events = read_history(run_dir), _events(run_dir)
+    jobs = [job.so_far(clock()) for job in read_jobs(run_dir)]
     state = _state(history, events, is_held=held is not None)
     session = _latest_session(events)
     return {
@@ -80,11 +90,13 @@ def status_document(run_dir: Path) -> dict[str, Any]:
                 "attempts": record.attempts,
                 "interruptions": record.interruptions,
                 "seconds": record.seconds,
+                "queued_s": _queued_s(jobs, stage),
                 "failure_class": record.failure_class,
                 "detail": record.detail,
             }
             for stage, record in history.stages.items()
         ],
+        "jobs": [_job(job, run_dir) for job in jobs],
         "tools": [
             {
                 "tool": event["tool"],
@@ -163,7 +175,7 @@ def status_table(document: Document) -> RenderableType:
 
     # What is done takes the width that the others leave.
     table = Table("stage", "state", box=None, pad_edge=False, expand=True)
-    for heading in ("attempts", "interrupted", "time"):
+    for heading in ("attempts", "interrupted", "time", *(["queued"] if document["jobs"] else [])):
         table.add_column(heading, justify="right")
     table.add_column("", no_wrap=True, overflow="ellipsis", ratio=1)
     for row in document["stages"]:
@@ -173,9 +185,10 @@ def status_table(document: Document) -> RenderableType:
             str(row["attempts"] or ""),
             str(row["interruptions"] or ""),
             _duration(row["seconds"]),
+            *([_duration(row["queued_s"])] if document["jobs"] else []),
             escape(_doing(document, row)),
         )
-    lines = [escape(line) for line in _footer(document)]
+    lines = [escape(line) for line in (*_job_times(document), *_footer(document))]
     return Group(_headline(document), "", table, *(["", *lines] if lines else []))
 
 
@@ -192,11 +205,13 @@ def runs_table(document: Document) -> RenderableType:
     table.add_column("state", no_wrap=True)
     table.add_column("stage", no_wrap=True)
     table.add_column("time", justify="right", no_wrap=True)
+    table.add_column("jobs", no_wrap=True)
     for row in document["runs"]:
         state = _styled(row["state"])
         if row["decision"]:
             state = f"[{STYLES['finished']}]{row['decision']}[/]"
-        table.add_row(row["run_id"], state, row["current"] or "", _duration(row["worked_s"]))
+        jobs = ", ".join(f"{count} {each}" for each, count in row["jobs"].items() if count)
+        table.add_row(row["run_id"], state, row["current"] or "", _duration(row["worked_s"]), jobs)
     problems = [row["problem"] for row in document["runs"] if row["problem"]]
     return Group(table, *(escape(problem) for problem in problems))
 
@@ -290,16 +305,43 @@ def _doing(document: Document, row: Document) -> str:
     if document["state"] == "running":
         tools = [each for each in document["tools"] if _stage_of(each) == row["stage"]]
         if tools:
-            return "; ".join(_progress_words(tool) for tool in tools)
+            return "; ".join(_progress_words(tool["progress"], tool["tool"]) for tool in tools)
+        if jobs := [
+            job for job in document["jobs"] if job["stage"] == row["stage"] and _is_open(job)
+        ]:
+            return "; ".join(map(_job_words, jobs))
         if row["state"] == State.RUNNING and document["servers"]:
             return f"servers: {', '.join(server['side'] for server in document['servers'])}"
     return str(row["detail"]).partition("\n")[0]
 
 
-def _progress_words(tool: Document) -> str:
-    progress = tool["progress"]
+def _job_words(job: Document) -> str:
+    """Say where a job is, and what it does there."""
+    number = f"job {job['job_id'] or 'without a number yet'}"
+    if job["standing"] == Standing.QUEUED:
+        return f"{number} queued" + (f" ({job['reason']})" if job["reason"] else "")
+    return f"{number} on {job['node']}: {_progress_words(job['progress'], 'it')}"
+
+
+def _job_times(document: Document) -> Iterator[str]:
+    """Say for how long each job that has not ended waits, and runs."""
+    for job in document["jobs"]:
+        if _is_open(job):
+            waited = _duration(job["queued_s"]) or "for an unknown time"
+            ran = _duration(job["ran_s"])
+            where = f"running on {job['node']} {ran}, after " if ran else ""
+            why = f" ({job['reason']})" if job["reason"] else ""
+            name = job["job_id"] or job["name"]
+            yield f"job {name} ({job['stage']}): {where}queued {waited}{why}"
+
+
+def _is_open(job: Document) -> bool:
+    return str(job["standing"]) != Standing.ENDED
+
+
+def _progress_words(progress: Document | None, who: str) -> str:
     if progress is None:
-        return f"{tool['tool']} started"
+        return f"{who} started"
     count = f" {progress['done']:,}/{progress['total']:,}" if progress["total"] else ""
     return f"{progress['doing']}{count}"
 
@@ -374,6 +416,27 @@ def _open(
     return list(begun.values())
 
 
+def _queued_s(jobs: Sequence[Job], stage: Stage) -> float | None:
+    """Return for how long a stage's jobs have waited; None where it has none, or one is unknown."""
+    waited = [job for job in jobs if job.stage is stage]
+    return total_queued_s(waited) if waited else None
+
+
+def _job(job: Job, run_dir: Path) -> dict[str, Any]:
+    return {
+        "name": job.name,
+        "job_id": job.job_id,
+        "stage": job.stage,
+        "standing": job.standing,
+        "state": job.state,
+        "reason": job.reason,
+        "node": job.node,
+        "queued_s": job.queued_s,
+        "ran_s": job.ran_s,
+        "progress": _progress(run_dir / job.folder) if job.folder else None,
+    }
+
+
 def _progress(directory: Path) -> dict[str, Any] | None:
     path = directory / "progress.json"
     try:
@@ -394,11 +457,13 @@ def _row(run_dir: Path) -> dict[str, Any]:
         is_held = holder(run_dir) is not None
         history = read_history(run_dir)
         state = _state(history, _events(run_dir), is_held=is_held)
+        standings = [] if history.outcome else [job.standing for job in read_jobs(run_dir)]
     except (Failure, OSError) as error:
         return {
             "run_id": run_dir.name,
             **dict.fromkeys(("model", "recipe", "started_at", "decision", "current", "worked_s")),
             "state": "unreadable",
+            "jobs": {},
             "problem": str(error),
         }
     return {
@@ -410,6 +475,7 @@ def _row(run_dir: Path) -> dict[str, Any]:
         "decision": history.outcome.get("decision"),
         "current": None if history.outcome else next_stage(history.states),
         "worked_s": round(history.worked_s, 3),
+        "jobs": {each: standings.count(each) for each in (Standing.RUNNING, Standing.QUEUED)},
         "problem": None,
     }
 

@@ -335,6 +335,31 @@ def early() -> Document:
     return example("infeasible") | {"rule": None, "path": [], "noise_floor": None, "plan": []}
 
 
+def on_a_cluster() -> Document:
+    """Return an ACCEPT whose stages ran as jobs: one was cancelled, of one little is known."""
+    document = accept()
+    job = {"job_id": "17", "node": "n1", "state": "COMPLETED", "queued_s": 200.0, "ran_s": 3600.0,
+           "nodes": 2, "gpus": 4}  # fmt: skip
+    unknown = dict.fromkeys(("job_id", "node", "state", "queued_s", "ran_s", "nodes", "gpus"))
+    jobs = {
+        "ptq": [
+            {"name": "day0-run-ptq-1-0a", **job, "state": "CANCELLED"},
+            {"name": "day0-run-ptq-2-0b", **job, "job_id": "18"},
+        ],
+        "deploy": [{"name": "day0-run-deploy-1-0c", **unknown}],
+    }
+    for stage in document["stages"]:
+        of_stage = jobs.get(stage["name"], [])
+        known = len(of_stage) if stage["name"] == "ptq" else None
+        stage |= {
+            "queued_s": known and 200.0 * known,
+            "ran_s": known and 3600.0 * known,
+            "gpu_hours": known and 8.0 * known,
+            "jobs": of_stage,
+        }
+    return document | {"gpu_hours": None}
+
+
 KINDS: dict[str, Callable[[], Document]] = {
     "noninferiority-accept": accept,
     "noninferiority-regression": regression,
@@ -343,4 +368,5 @@ KINDS: dict[str, Callable[[], Document]] = {
     "noise-floor": noise_floor,
     "threshold-rule": threshold_rule,
     "early-stop": early,
+    "on-a-cluster": on_a_cluster,
 }

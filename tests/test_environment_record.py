@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from job_folders import claimed, cluster, job_folder, resources
 from run_checks import shape_problems
 
+from conductor import redaction
 from conductor.compatibility import Device
 from conductor.environments.builder import Environments
 from conductor.evidence import environment
@@ -314,3 +316,50 @@ def test_without_git_there_is_no_revision(checkout: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("PATH", "/nowhere")
     assert git_state(checkout) is None
     assert git_state(environment.PACKAGE) is None
+
+
+def test_of_a_cluster_the_file_is_believed_and_said_so(
+    record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_smi(tmp_path, monkeypatch, "touch $0.asked")
+    hall = cluster(tmp_path, asked=resources(gpus=2, setup=("export HF_TOKEN=planted-4711",)))
+    monkeypatch.setattr(redaction._OURS, "_forms", ("planted-4711",))
+    document = record(World.on(hall, {}))
+    assert (document["executor"], document["cluster"]["name"]) == ("slurm", "hall")
+    statement = document["accelerator"]["statement"]
+    assert statement == f"of each node, as {tmp_path}/clusters.yaml says: NVIDIA H100, NVIDIA H100"
+    assert document["machine"]["memory_bytes"] is None
+    assert not (tmp_path / "nvidia-smi.asked").exists()
+    assert "planted-4711" not in json.dumps(document)
+
+
+def test_of_this_machine_there_is_no_cluster(world: World, record: Record) -> None:
+    document = record(world)
+    assert (document["executor"], document["cluster"], document["nodes"]) == ("local", None, [])
+
+
+def test_which_nodes_ran_what_is_no_change(world: World, record: Record, tmp_path: Path) -> None:
+    on_nodes = World.on(cluster(tmp_path), {})
+    assert record(on_nodes)["nodes"] == []
+    node = json.loads((tmp_path / "run" / "env.json").read_text())
+    job_folder(tmp_path / "run", "stages/deploy", claim=claimed("18"), node=node)
+    job_folder(tmp_path / "run", "stages/ptq", node=node)
+    job_folder(tmp_path / "run", "stages/ptq", number=2)
+    document = record(on_nodes)
+    told = [(each["stage"], each["job_id"], each["node"]) for each in document["nodes"]]
+    assert told == [("ptq", None, None), ("deploy", "18", "n1")]
+    assert document["nodes"][1]["record"] == "stages/deploy/jobs/1/node.json"
+    assert document["earlier"] == []
+    assert record(on_nodes) == document
+    assert len(record(world)["earlier"]) == 1
+
+
+def test_a_record_from_before_there_were_clusters_holds(
+    world: World, record: Record, tmp_path: Path
+) -> None:
+    path = tmp_path / "run" / "env.json"
+    old = record(world)
+    for name in ("executor", "cluster", "nodes"):
+        del old[name]
+    path.write_text(json.dumps(old))
+    assert record(world)["earlier"] == []

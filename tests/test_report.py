@@ -39,6 +39,7 @@ PLOTS = {
     "noninferiority-undecided": 3,
     "sequential": 4,
     "threshold-rule": 1,
+    "on-a-cluster": 3,
 }
 HOSTILE = {
     "script": "<script>alert(1)</script>",
@@ -1029,3 +1030,35 @@ def test_importing_loads_nothing_heavy() -> None:
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "set()"
+
+
+def test_jobs_stand_apart_from_the_time_of_their_stages(tmp_path: Path) -> None:
+    document = example("on-a-cluster")
+    write_report(document, tmp_path)
+    text = (tmp_path / "report.md").read_text("utf-8")
+    assert "| ptq | done | " in text and "| 6 min 40 s | 2 h 00 min | 16.00 |" in text
+    assert "| 17 | ptq | n1 | CANCELLED | 3 min 20 s | 1 h 00 min | 2 nodes, 4 GPUs each |" in text
+    assert "| day0-run-deploy-1-0c | deploy | not known | not known |" in text
+    page = Page((tmp_path / "report.html").read_text("utf-8")).text
+    for fact in ("Jobs", "day0-run-deploy-1-0c", "2 nodes, 4 GPUs each"):
+        assert fact in page
+    plain = terminal_summary(document, plain=True)
+    assert "cost: 3 jobs, queued not known, ran not known" in plain
+
+
+@pytest.mark.parametrize(
+    ("gpu_hours", "words"),
+    [
+        pytest.param(None, None, id="not-known"),
+        pytest.param(0.0, "cost: 0.00 GPU hours", id="none-held"),
+        pytest.param(1.6, "cost: 1.60 GPU hours", id="some"),
+    ],
+)
+def test_gpu_hours_that_are_not_known_are_not_zero(
+    gpu_hours: float | None, words: str | None
+) -> None:
+    document = example("noninferiority-accept") | {"gpu_hours": gpu_hours}
+    plain = terminal_summary(document, plain=True)
+    assert isinstance(plain, str)
+    assert (words in plain) if words else ("cost:" not in plain)
+    assert ("GPU hours" in render_markdown(document)) is (words is not None)

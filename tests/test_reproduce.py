@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from job_folders import job_folder, name_of
 
 from conductor.chain import Stage, State
 from conductor.compatibility import TABLE, Engine, Row
@@ -473,6 +474,12 @@ def tool(event: str, directory: str, **facts: Any) -> tuple[str, dict[str, Any]]
 
 
 BASELINE = "stages/baseline_eval"
+
+
+def job(event: str, number: int, **facts: Any) -> tuple[str, dict[str, Any]]:
+    return event, {"name": name_of(BASELINE, number), "directory": BASELINE, **facts}
+
+
 ENDPOINT = {"backend": "endpoint", "served_name": "source"}
 IN_PROCESS = {"backend": "in_process"}
 STEPS = [
@@ -507,6 +514,35 @@ STEPS = [
         id="another-stage",
     ),
     pytest.param([], ENDPOINT, (Kind.CONDUCTOR, None), id="nothing-was-started"),
+    pytest.param(
+        [
+            job("job_submitted", 1),
+            tool("tool_started", BASELINE),
+            tool("tool_finished", BASELINE, status="failed"),
+            job("job_ended", 1),
+        ],
+        ENDPOINT,
+        (Kind.WORKER_AND_SERVER, "source"),
+        id="job-whose-worker-failed",
+    ),
+    pytest.param(
+        [job("job_submitted", 1), job("job_ended", 1, state="OUT_OF_MEMORY")],
+        ENDPOINT,
+        (Kind.WORKER_AND_SERVER, "source"),
+        id="job-that-ended-over-its-worker",
+    ),
+    pytest.param(
+        [
+            job("job_submitted", 1),
+            tool("tool_finished", BASELINE, status="failed"),
+            job("job_ended", 1),
+            job("job_submitted", 2),
+            job("job_ended", 2, state="NODE_FAIL"),
+        ],
+        ENDPOINT,
+        (Kind.WORKER_AND_SERVER, "source"),
+        id="job-after-another",
+    ),
 ]
 
 
@@ -518,7 +554,12 @@ def test_which_step_it_was(
     expected: tuple[Kind, str | None],
 ) -> None:
     release = make(Stage.BASELINE_EVAL)
-    write_json(release.journal.attempt_dir(Stage.BASELINE_EVAL) / "request.json", request_document)
+    directory = release.journal.attempt_dir(Stage.BASELINE_EVAL)
+    write_json(directory / "request.json", request_document)
+    if any(name == "job_submitted" for name, _ in events):
+        for number in (1, 2):
+            job_folder(release.journal.run_dir, BASELINE, number, task={"task": "evaluation"})
+        (directory / "stdout.log").write_text("as far as it got")
     for name, facts in events:
         release.journal.record(name, **facts)
     fail(release, Stage.BASELINE_EVAL)

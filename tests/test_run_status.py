@@ -8,11 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
+from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from job_folders import T0, claimed, job_ended, job_folder, submitted
 from rich.console import Console
 
 from conductor.chain import STAGES
@@ -79,6 +81,7 @@ EVALUATING = [
 ENDED = [entry for number, name in enumerate(STAGES) for entry in stage(name, number, number + 1)]
 STOPPED = event("release_stopped", 30, stage="deploy")
 ACCEPTED = event("release_finished", 30, decision="ACCEPT", exit_code=0)
+CANCELLED = ("job_ended", 31)
 ABORTED = event("release_finished", 30, decision=None, exit_code=5)
 
 
@@ -129,6 +132,10 @@ def shown(renderable: Any) -> str:
         pytest.param(
             [*HALFWAY, STOPPED, event("release_resumed", 0, pid=2, day0_version="0.1.0")],
             False, "interrupted", "deploy", True, id="resumed-then-killed",
+        ),
+        pytest.param(
+            [*HALFWAY, STOPPED, event(*CANCELLED, state="CANCELLED"), event("jobs_cancelled", 32)],
+            False, "stopped", "deploy", True, id="stopped-then-jobs-cancelled",
         ),
         pytest.param([*HALFWAY, STOPPED], True, "running", "deploy", False, id="being-resumed"),
         pytest.param([*ENDED, ACCEPTED], False, "finished", None, False, id="finished"),
@@ -310,6 +317,66 @@ def test_looking_while_a_journal_is_written(tmp_path: Path) -> None:
     assert states == sorted(states, key=["running", "finished"].index), "never interrupted"
     assert states.count("running") > 3
     assert checked(run_dir)["decision"] == "ACCEPT"
+
+
+class TestJobs:
+    @pytest.fixture
+    def run_dir(self, tmp_path: Path) -> Path:
+        """A release whose quantizer runs on a node while the source's evaluation waits."""
+        name, facts = job_ended("stages/ptq", 1, queued_s=60.0, ran_s=30.0, state="TIMEOUT")
+        events = [
+            *stage("setup", 0, 1),
+            event("stage_started", 1, stage="ptq", attempt=1, inputs=None),
+        ]
+        run_dir = make_run(tmp_path, [*events, {**event(name, 90), **facts}])
+        running = job_folder(run_dir, number=2, submitted=submitted("18"), claim=claimed("18"))
+        (running.path / "progress.json").write_text(
+            '{"done": 3, "total": 9, "doing": "calibrating"}'
+        )
+        waits = {"state": "PENDING", "reason": "Priority"}
+        job_folder(run_dir, "stages/baseline_eval", submitted=submitted("19"), seen=waits)
+        return run_dir
+
+    def test_how_long_they_wait_apart_from_how_long_they_run(self, run_dir: Path) -> None:
+        checked(run_dir)
+        document = status_document(run_dir, clock=lambda: datetime.fromtimestamp(T0 + 900, UTC))
+        validate(json.loads(json.dumps(document)), schema="status", where="status")
+        rows = [
+            (job["job_id"], job["standing"], job["queued_s"], job["ran_s"])
+            for job in document["jobs"]
+        ]
+        assert rows == [
+            ("17", "ended", 60.0, 30.0),
+            ("18", "running", 180.0, 720.0),
+            ("19", "queued", 900.0, None),
+        ]
+        queued = {row["stage"]: row["queued_s"] for row in document["stages"]}
+        assert (queued["ptq"], queued["baseline_eval"], queued["setup"]) == (240.0, 900.0, None)
+        text = shown(status_table(document))
+        assert "job 18 (ptq): running on n1 12 min 00 s, after queued 3 min 00 s" in text
+        assert "job 19 (baseline_eval): queued 15 min 00 s (Priority)" in text
+
+    def test_a_log_is_told_what_changes(self, run_dir: Path) -> None:
+        stream = StringIO()
+        with hold(run_dir):
+
+            def end(_: float) -> None:
+                (run_dir / "holder.json").unlink()
+
+            watch(run_dir, Console(file=stream, width=200), sleep=end)
+        assert "ptq: running: job 18 on n1: calibrating 3/9\n" in stream.getvalue()
+        assert "baseline_eval: pending: job 19 queued (Priority)\n" in stream.getvalue()
+
+    def test_runs_count_them(self, run_dir: Path) -> None:
+        document = runs_document(run_dir.parent.parent)
+        validate(json.loads(json.dumps(document)), schema="runs", where="runs")
+        assert document["runs"][0]["jobs"] == {"running": 1, "queued": 1}
+        assert "1 running, 1 queued" in shown(runs_table(document))
+
+    def test_a_release_of_this_machine_has_none(self, tmp_path: Path) -> None:
+        run_dir = make_run(tmp_path, HALFWAY)
+        assert checked(run_dir)["jobs"] == []
+        assert "queued" not in shown(status_table(checked(run_dir)))
 
 
 def test_resume_command_can_be_pasted() -> None:

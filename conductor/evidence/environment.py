@@ -7,6 +7,8 @@ Invariants:
 * A fact that cannot be found out is null, and no accelerator is a sentence that says so.
 * The file is replaced only where something is not what it was; what it was then stays, under
   ``earlier``. A release that is resumed on the same machine leaves the same file.
+* Of a cluster, ``machine`` is what ``clusters.yaml`` says of a node, and ``nodes`` what jobs found.
+  Which nodes those were is no change of the conditions.
 """
 
 from __future__ import annotations
@@ -18,17 +20,19 @@ import re
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatch
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from conductor.config import Executor
 from conductor.documents import validate
 from conductor.environments.builder import Environments, installed_packages
 from conductor.failure import Failure
 from conductor.files import read_json, write_json
-from conductor.probes.machine import Machine, probe_driver
+from conductor.jobs import job_folders
+from conductor.probes.machine import probe_driver
 from conductor.redaction import names_secret, redact_document
 from conductor.world import World
 
@@ -80,12 +84,44 @@ def record_environment(
     before = _recorded(path)
     # A release that ended early no longer knows what it was going to use.
     names = dict.fromkeys([*(before["environments"] if before else ()), *names])
-    document = describe(world, names, dry_run=dry_run)
+    document = describe(world, names, dry_run=dry_run) | _where(run_dir, world)
     if before and _lasting(before) == _lasting(document):
-        return before
-    document["earlier"] = [*before["earlier"], _without(before, "earlier")] if before else []
+        if before.get("nodes", []) == document["nodes"]:
+            return before
+        document = {**before, "nodes": document["nodes"]}
+    else:
+        document["earlier"] = [*before["earlier"], _without(before, "earlier")] if before else []
     write_json(path, document)
     return document
+
+
+def _where(run_dir: Path, world: World) -> Document:
+    """Return where workers and servers run, and which nodes of a cluster ran what so far."""
+    where = {
+        "executor": Executor.LOCAL if world.cluster is None else Executor.SLURM,
+        "cluster": world.cluster and world.cluster.document(),
+        "nodes": list(_nodes(run_dir)),
+    }
+    plain: Document = redact_document(json.loads(json.dumps(where)))
+    return plain
+
+
+def _nodes(run_dir: Path) -> Iterator[Document]:
+    """Say of each job that got as far as describing its node where that was."""
+    for folder in job_folders(run_dir):
+        found = folder.read("node")
+        if found is not None:
+            claim, record = folder.read("claim") or {}, folder.path / "node.json"
+            relative = record.relative_to(run_dir)
+            yield {
+                "job": folder.name,
+                "job_id": claim.get("job_id"),
+                "stage": relative.parts[1],
+                "node": claim.get("node"),
+                "record": str(relative),
+                "machine": found["machine"],
+                "accelerator": found["accelerator"]["statement"],
+            }
 
 
 def _recorded(path: Path) -> Document | None:
@@ -106,7 +142,7 @@ def describe(world: World, names: Iterable[str], *, dry_run: bool) -> Document:
         "day0_version": version("day0"),
         "dry_run": dry_run,
         "machine": world.machine.document(),
-        "accelerator": _accelerator(world.machine, dry_run=dry_run),
+        "accelerator": _accelerator(world, dry_run=dry_run),
         "interpreter": _interpreter(),
         "environments": {name: _environment(world.environments, name) for name in names},
         "git": git_state(PACKAGE),
@@ -118,9 +154,14 @@ def describe(world: World, names: Iterable[str], *, dry_run: bool) -> Document:
 
 
 def _lasting(document: Document) -> Document:
-    """Return ``document`` less what is another at every look, and less its earlier states."""
+    """Return ``document`` less what is another at every look, and less its earlier states.
+
+    One from before there were clusters was made on this machine.
+    """
     return {
-        **_without(document, "earlier"),
+        "executor": Executor.LOCAL,
+        "cluster": None,
+        **_without(_without(document, "earlier"), "nodes"),
         "machine": _without(document["machine"], "memory_available_bytes"),
         "accelerator": _without(document["accelerator"], "nvidia_smi"),
     }
@@ -130,11 +171,15 @@ def _without(document: Document, name: str) -> Document:
     return {each: value for each, value in document.items() if each != name}
 
 
-def _accelerator(machine: Machine, *, dry_run: bool) -> Document:
+def _accelerator(world: World, *, dry_run: bool) -> Document:
     """Return what the driver says, and one sentence on it."""
+    machine = world.machine
+    unasked = {"cuda_version": None, "nvidia_smi": None}
     if dry_run:
-        statement = "not asked: the tools of a dry run are recorded"
-        return {"statement": statement, "cuda_version": None, "nvidia_smi": None}
+        return {"statement": "not asked: the tools of a dry run are recorded", **unasked}
+    if world.cluster is not None:
+        names = ", ".join(each.name for each in machine.accelerators) or "none"
+        return {"statement": f"of each node, as {world.cluster.file} says: {names}", **unasked}
     report = probe_driver()
     if machine.accelerators:
         names = ", ".join(each.name for each in machine.accelerators)

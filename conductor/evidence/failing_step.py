@@ -19,8 +19,15 @@ from conductor.event_log import parse, read_log
 from conductor.executors.local import LOG, exit_code_file
 from conductor.files import read_json
 from conductor.history import StageRecord
+from conductor.jobs import job_folders
 from conductor.release_state import Release
 from gates.canary import Health
+
+STARTS_AND_ENDS = frozenset(
+    {"tool_started", "tool_finished", "server_started", "job_submitted", "job_ended"}
+)
+TASK_SCRIPTS = {"evaluation": "evaluate.py"}
+"""The workers of tasks that do not name theirs."""
 
 
 class Kind(StrEnum):
@@ -113,6 +120,8 @@ def _find_tool(release: Release, stage: Stage, record: StageRecord, where: Path)
         case "server_started":
             directory = (release.journal.run_dir / last["log"]).parent
             return _server(_ended_side(directory) or last["side"], directory)
+        case "job_ended":
+            return _in_job(release.journal.run_dir, last["name"], where)
     return _Found(kind=Kind.CONDUCTOR, directory=where, log=log)
 
 
@@ -128,8 +137,22 @@ def _worker(tool: str, directory: Path) -> _Found:
     )
 
 
+def _in_job(run_dir: Path, name: str, where: Path) -> _Found:
+    """Return what ran in a job that was ended before it could say how its task went."""
+    for folder in job_folders(run_dir):
+        if folder.name == name:
+            directory, task = folder.path.parent.parent, folder.read("task") or {}
+            script = task.get("script", TASK_SCRIPTS.get(task.get("task", "")))
+            if script and (directory / LOG).exists():
+                return _worker(script, directory)
+            log = next(iter(sorted(folder.path.glob("*.out"))), None)
+            return _Found(kind=Kind.CONDUCTOR, directory=directory, log=log)
+    return _Found(kind=Kind.CONDUCTOR, directory=where)
+
+
 def _server(side: str, directory: Path) -> _Found:
-    logs = sorted(directory.glob(f"server-{side}*.log"), key=lambda log: log.stat().st_mtime_ns)
+    logs = [log for log in directory.glob(f"server-{side}*.log") if "-node" not in log.stem]
+    logs.sort(key=lambda log: log.stat().st_mtime_ns)
     return _Found(kind=Kind.SERVER, directory=directory, side=side, log=next(reversed(logs), None))
 
 
@@ -150,17 +173,19 @@ def _ended_side(directory: Path) -> str | None:
 
 
 def _last_start_or_end(run_dir: Path, stage: Stage) -> dict[str, Any]:
-    """Return the last event of a tool or a server in the latest attempt at ``stage``."""
-    below = f"stages/{stage}"
+    """Return the last event of a tool or a server in the latest attempt at ``stage``.
+
+    A job tells of those in it when it has ended; where it told of none, its own end is the event.
+    """
+    below = run_dir / "stages" / stage
     last: dict[str, Any] = {}
     for event in _events(run_dir):
         name, place = event.get("event"), event.get("directory") or event.get("log") or ""
         if name == "stage_started" and event.get("stage") == stage:
             last = {}
-        elif name in ("tool_started", "tool_finished", "server_started") and (
-            place == below or place.startswith(f"{below}/")
-        ):
-            last = event
+        elif name in STARTS_AND_ENDS and (run_dir / place).is_relative_to(below):
+            ended_as_told = name == "job_ended" and last.get("event") != "job_submitted"
+            last = last if ended_as_told else event
     return last
 
 

@@ -198,6 +198,8 @@ def _tables(document: Document) -> dict[str, Any]:
         "plan_rows": rows.plan_rows(document),
         "weak_plans": argument.weak_plans(document),
         "gate_rows": rows.gate_rows(document),
+        "job_rows": rows.job_rows(document),
+        "cost": rows.cost(document),
     }
 
 

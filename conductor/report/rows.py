@@ -233,6 +233,51 @@ def plan_rows(document: Document) -> list[Row]:
     ]
 
 
+def job_rows(document: Document) -> list[Row]:
+    """List the jobs of all stages, in the order in which they were submitted."""
+    return [
+        {
+            "stage": stage["name"],
+            "job": job["job_id"] or job["name"],
+            "node": wording.fact(job["node"]),
+            "state": wording.fact(job["state"]),
+            "queued": wording.known_duration(job["queued_s"]),
+            "ran": wording.known_duration(job["ran_s"]),
+            "held": _held(job),
+        }
+        for stage in document["stages"]
+        for job in stage.get("jobs", ())
+    ]
+
+
+def _held(job: Document) -> str:
+    """Say what a job was given: nodes, and accelerators on each."""
+    if job["nodes"] is None or job["gpus"] is None:
+        return wording.fact(None)
+    return f"{wording.counted(job['nodes'], 'node')}, {wording.counted(job['gpus'], 'GPU')} each"
+
+
+def cost(document: Document) -> str:
+    """Say what the release held, and for how long jobs waited and ran; empty where nobody knows."""
+    stages = [stage for stage in document["stages"] if stage.get("jobs")]
+    parts = []
+    if stages:
+        count = sum(len(stage["jobs"]) for stage in stages)
+        queued, ran = (
+            wording.known_duration(_sum(stage[name] for stage in stages))
+            for name in ("queued_s", "ran_s")
+        )
+        parts.append(f"{wording.counted(count, 'job')}, queued {queued}, ran {ran}")
+    if (hours := document.get("gpu_hours")) is not None:
+        parts.append(f"{hours:,.2f} GPU hours")
+    return "; ".join(parts)
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    known = list(values)
+    return None if None in known else math.fsum(each for each in known if each is not None)
+
+
 def gate_rows(document: Document) -> list[Row]:
     """List every gate with its checks, failed gates and failed checks first."""
     rows = [_gate_row(gate) for gate in document["gates"]]

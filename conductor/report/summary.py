@@ -6,7 +6,15 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from conductor.report.argument import reasons, undecided
-from conductor.report.rows import Row, gate_rows, in_reading_order, is_paired, places, task_row
+from conductor.report.rows import (
+    Row,
+    cost,
+    gate_rows,
+    in_reading_order,
+    is_paired,
+    places,
+    task_row,
+)
 from conductor.report.smoke import sentence as smoke_sentence
 from conductor.report.wording import (
     NO_DECISION,
@@ -89,6 +97,8 @@ def _plain_lines(document: Document) -> Iterable[str]:
         yield f"evidence: {sentence}"
     for deviation in document["deviations"]:
         yield f"deviation: {deviation}"
+    if held := cost(document):
+        yield f"cost: {held}"
     for name, text in places(document):
         yield f"{name}: {text}"
 
@@ -160,6 +170,8 @@ def _rich_summary(document: Document) -> RenderableType:
     found = Table.grid(padding=(0, 2))
     found.add_column(no_wrap=True)
     found.add_column(overflow="fold")
+    if held := cost(document):
+        found.add_row(Text("cost"), Text(held))
     for name, text in places(document):
         found.add_row(Text(name), Text(text))
     return Group(*parts, found)

@@ -72,6 +72,11 @@ def size(size_bytes: int | None) -> str:
     return f"{size_bytes / 2**20:,.2f} MiB ({size_bytes:,} bytes)"
 
 
+def known_duration(seconds: float | None) -> str:
+    """Say a duration, or that it is not known."""
+    return fact(None) if seconds is None else duration(seconds)
+
+
 def duration(seconds: float | None) -> str:
     """Say a duration in its two largest units; nothing when there is none."""
     if seconds is None:
