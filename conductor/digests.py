@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from conductor import files
@@ -65,12 +66,17 @@ def nothing(relative: str) -> bool:
 
 
 class Digests:
-    """Digests of files, with those of large files remembered between releases."""
+    """Digests of files, with those of large files remembered between releases.
+
+    Threads may share one: a large file that several ask for at the same time is read once.
+    """
 
     def __init__(self, memory: Path | None) -> None:
         """Remember in the file ``memory``, or, with None, for as long as this object lives."""
         self._memory = memory
         self._known = _recall(memory)
+        self._lock = Lock()
+        self._reading: dict[str, Lock] = {}
 
     def file(self, path: Path) -> str:
         """Return the SHA-256 of the contents of ``path``.
@@ -85,11 +91,15 @@ class Digests:
         if _is_in_hub_cache(path, real):
             return real.name
         identity = _identity(real, facts)
-        if (known := self._known.get(identity)) is not None:
-            return known
-        digest = file_digest(real)
-        if _identity(real, real.stat()) == identity:  # else it changed while it was read
-            self._remember(identity, digest)
+        with self._lock:
+            reading = self._reading.setdefault(identity, Lock())
+        with reading:
+            if (known := self._known.get(identity)) is not None:
+                return known
+            digest = file_digest(real)
+            if _identity(real, real.stat()) == identity:  # else it changed while it was read
+                with self._lock:
+                    self._remember(identity, digest)
         return digest
 
     def tree(self, root: Path, exclude: Exclude = nothing) -> dict[str, dict[str, Any]]:

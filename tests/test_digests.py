@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,25 @@ def test_a_large_file_is_read_once_by_all_releases(tmp_path: Path, reads: list[P
         memory = Digests(tmp_path / "cache" / "digests.json")
         assert memory.file(path) == memory.file(path) == sha256(b"weights")
     assert reads == [path]
+
+
+def test_a_large_file_is_read_once_by_threads_that_ask_at_the_same_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "file", b"weights")
+    read: list[Path] = []
+
+    def read_slowly(path: Path) -> str:
+        read.append(path)
+        time.sleep(0.1)
+        return sha256(b"weights")
+
+    monkeypatch.setattr(digests, "LARGE_BYTES", 1)
+    monkeypatch.setattr(digests, "file_digest", read_slowly)
+    memory = Digests(None)
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(memory.file, [path] * 4)) == {sha256(b"weights")}
+    assert read == [path]
 
 
 def edit_in_place(path: Path) -> None:
