@@ -5,7 +5,7 @@ BIN := .venv/bin
 WORKSPACE ?= day0-workspace
 RECIPE ?= int8
 
-.PHONY: demo plan smoke test test-fast lint types docs environments clean
+.PHONY: demo plan smoke test test-fast lint types docs environments slurm clean
 
 demo: .venv/.installed environments
 	$(BIN)/day0 release demo --recipe $(RECIPE) --workspace $(WORKSPACE)
@@ -16,11 +16,11 @@ plan: .venv/.installed
 smoke: .venv/.installed
 	$(BIN)/day0 smoke
 
-test: .venv/.installed environments
-	$(BIN)/pytest
+test: .venv/.installed environments slurm
+	$(BIN)/pytest -n 2 --dist loadgroup
 
 test-fast: .venv/.installed
-	$(BIN)/pytest -m "not tools"
+	$(BIN)/pytest -n 2 -m "not tools and not slurm"
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
@@ -36,6 +36,9 @@ docs: .venv/.installed
 
 environments: .venv/.installed
 	@$(BIN)/python -m conductor.environments build
+
+slurm:
+	@scripts/install-slurm.sh || echo "The tests that need Slurm are skipped."
 
 .venv/.installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

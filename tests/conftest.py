@@ -1,4 +1,4 @@
-"""What tests of real tools share: the command line, a workspace, and a search for leftovers."""
+"""What tests of real tools share: the command line, a workspace, Slurm, a search for leftovers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+from slurm_rig import SlurmRig, missing_programs
 
 from conductor.environments.builder import Environments, Status, names_for
 from conductor.probes.machine import probe_machine
@@ -30,6 +31,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             'them, or `pytest -m "not tools"`',
             returncode=4,
         )
+    _skip_without_slurm([item for item in items if item.get_closest_marker("slurm")])
+    for item in items:
+        # Real tools fill the machine: side by side they would only slow each other down. Those of
+        # tools are one unit of work for pytest-xdist, and those on Slurm, which mostly wait, one.
+        for marker in ("tools", "slurm"):
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.xdist_group(marker))
+                break
+
+
+def _skip_without_slurm(items: list[pytest.Item]) -> None:
+    """Skip the tests that need Slurm on a machine without it; fail in CI, which installs it."""
+    if not items or not (missing := missing_programs()):
+        return
+    words = f"Slurm is not installed ({', '.join(missing)} missing); run scripts/install-slurm.sh"
+    if os.environ.get("CI"):
+        pytest.exit(words, returncode=4)
+    for item in items:
+        item.add_marker(pytest.mark.skip(reason=words))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +97,13 @@ def workspace(tmp_path: Path) -> Iterator[Path]:
     yield directory
     left = descendants_with(directory)
     assert not left, f"processes left behind: {[process.cmdline() for process in left]}"
+
+
+@pytest.fixture(scope="session")
+def slurm_rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmRig]:
+    """A real Slurm of two nodes; whoever kills a part of it starts that part again."""
+    with SlurmRig(tmp_path_factory.mktemp("slurm")) as rig:
+        yield rig
 
 
 @pytest.fixture(scope="session")
