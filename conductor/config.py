@@ -61,6 +61,7 @@ DEFAULTS: Mapping[str, Any] = {
     "evaluation.request_timeout_s": 600,
     "run_name": None,
     "executor": "local",
+    "cluster": None,
     "deterministic": False,
     "smoke": False,
     "tracking.uri": None,
@@ -107,9 +108,10 @@ class Overlap(StrEnum):
 
 
 class Executor(StrEnum):
-    """Where workers and servers run."""
+    """Where workers and servers run: on this machine, or in jobs of a Slurm cluster."""
 
     LOCAL = "local"
+    SLURM = "slurm"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +199,7 @@ class Config:
     request_timeout_s: int
     run_name: str | None
     executor: Executor
+    cluster: str | None
     deterministic: bool
     smoke: bool
     smoke_purpose: Mapping[str, str]
@@ -284,6 +287,17 @@ def load_recorded(
     )
 
 
+def restore(document: Mapping[str, Mapping[str, Any]]) -> Config:
+    """Return the configuration that :meth:`Config.document` wrote.
+
+    Raises:
+        Failure: USER_CONFIG_ERROR when it contradicts itself.
+    """
+    recorded = {name: (entry["value"], entry["from"]) for name, entry in document.items()}
+    entry = _take_entry(recorded)
+    return _complete(_defaults() | recorded, (), {}, entry)
+
+
 def _overridden(files: Origins, given: Origins) -> Origins:
     """Return what files say and the command line says otherwise, as the files say it."""
     return {
@@ -323,6 +337,8 @@ def _read_options(options: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
         for name, value in options.items()
         if value is not None
     }
+    if given.get("executor") == Executor.LOCAL:
+        given.setdefault("cluster", None)  # one that a file or the beginning names is not meant
     validate(_nest(given), schema="config", where="command line")
     return {name: (value, OPTION) for name, value in given.items()}
 
@@ -405,6 +421,10 @@ def _contradictions(settings: Origins) -> list[str]:
         "tracking.uri holds credentials, and configurations are kept where others read them; give "
         "them in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or the whole in "
         "MLFLOW_TRACKING_URI": (_holds_credentials(values["tracking.uri"]), ("tracking.uri",)),
+        "cluster needs executor: slurm; nothing runs on a cluster otherwise": (
+            values["cluster"] is not None and values["executor"] != Executor.SLURM,
+            ("cluster", "executor"),
+        ),
         "threshold must be under 1 beside rule: noninferiority: no drop is larger": (
             values["threshold"] == 1 and values["rule"] == Rule.NONINFERIORITY,
             ("threshold", "rule"),
@@ -487,6 +507,7 @@ def _build(values: Origins, overridden: Origins, entry: Path | None) -> Config:
         request_timeout_s=evaluation["request_timeout_s"],
         run_name=plain["run_name"],
         executor=Executor(plain["executor"]),
+        cluster=plain["cluster"],
         deterministic=plain["deterministic"],
         smoke=plain["smoke"],
         smoke_purpose=section("smoke_purpose"),

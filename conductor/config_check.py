@@ -36,6 +36,7 @@ MAY_DIFFER: Mapping[str, str] = {
     "smoke": "that it is a smoke run",
     "run_name": "how it is called",
     "workspace": "where it is kept",
+    "cluster": "on which cluster it runs",
     "tracking.experiment": "where it is logged",
     "limit": "how many questions are asked",
     "first_batch": "how many questions are asked",

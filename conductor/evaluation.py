@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conductor.config import Config
 from conductor.engines import EngineSession
@@ -42,8 +42,10 @@ from conductor.redaction import redact_document
 from conductor.release_state import Evaluation, World
 from conductor.rounds import EVERYTHING, Batch
 from conductor.suites import Suite
-from conductor.tools import Tools
 from gates import FailureClass
+
+if TYPE_CHECKING:
+    from conductor.tools import Tools
 
 
 def harness_settings(config: Config, suite: Suite, model: Model) -> HarnessSettings:
@@ -127,7 +129,7 @@ def evaluate(
     if not inquiry.is_answered():
         session = open_engine()
         try:
-            _ask(inquiry, session, tools, world, progress, still_wanted)
+            tools.ask(inquiry, session, world, progress, still_wanted)
         except Stalled:
             session.discard(inquiry.side)  # the next attempt shall not meet a server that hangs
             raise
@@ -137,7 +139,7 @@ def evaluate(
     return read_evaluation(inquiry.directory, inquiry.suite)
 
 
-def _ask(
+def ask(
     inquiry: Inquiry,
     session: EngineSession,
     tools: Tools,
@@ -145,6 +147,12 @@ def _ask(
     progress: Progress,
     still_wanted: Callable[[], None],
 ) -> None:
+    """Put ``inquiry`` to one side of an open engine, here; its directory receives the answers.
+
+    Raises:
+        Failure: as for :func:`evaluate`.
+    """
+
     def still_useful() -> None:
         still_wanted()
         session.check(side)

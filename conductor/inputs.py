@@ -42,7 +42,7 @@ Scalar = str | int | float | bool | None
 CHANGES_NO_RESULT = (
     *("config.workspace", "config.overlap", "config.fresh_baseline"),
     *("config.watchdog.", "config.retry.", "config.tracking.", "config.smoke_purpose."),
-    *("config.run_name", "config.executor"),
+    *("config.run_name", "config.executor", "config.cluster"),
     *("config.engine.port", "config.engine.health_timeout_s"),
 )
 """Settings by which the same release is carried out elsewhere, or more patiently."""

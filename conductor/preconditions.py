@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 
+from conductor.chain import Stage
+from conductor.cluster.description import Cluster
 from conductor.compatibility import Device, Engine, Row
 from conductor.config import Config
 from conductor.engines.vllm import LOOPBACK, port_is_free
-from conductor.environments.builder import Environments, Status
+from conductor.environments.builder import Status
 from conductor.failure import Failure
 from conductor.models import Model
-from conductor.probes.machine import Machine
+from conductor.world import World
 from gates import FailureClass
+
+SERVING = (Stage.DEPLOY, Stage.BASELINE_EVAL, Stage.CANDIDATE_EVAL)
+"""The stages in which a server answers."""
 
 
 def environments_needed(row: Row) -> list[str]:
@@ -27,7 +33,7 @@ def environments_of(engine: Engine, device: Device) -> list[str]:
 
 
 def check_port(config: Config) -> None:
-    """Refuse a fixed port that somebody uses."""
+    """Refuse a fixed port that somebody uses on this machine."""
     port = config.engine.port
     if port is not None and not port_is_free(port):
         raise Failure(
@@ -37,14 +43,34 @@ def check_port(config: Config) -> None:
         )
 
 
-def check_parallel(config: Config, machine: Machine) -> None:
-    """Refuse to spread a model over more accelerators than there are."""
-    wanted, there = config.engine.tensor_parallel_size, max(1, len(machine.accelerators))
+def check_parallel(config: Config, world: World) -> None:
+    """Refuse to spread a model over more accelerators than there are, here or in a job."""
+    wanted = config.engine.tensor_parallel_size
+    if world.cluster is not None:
+        _check_jobs(wanted, world.cluster)
+        return
+    there = max(1, len(world.machine.accelerators))
     if wanted > there:
         raise Failure(
             FailureClass.USER_CONFIG_ERROR,
             f"engine.tensor_parallel_size is {wanted} and this machine has {there} device(s); "
             "lower it or use a larger machine",
+        )
+
+
+def _check_jobs(wanted: int, cluster: Cluster) -> None:
+    """Refuse jobs that serve with fewer accelerators, over all their nodes, than are wanted."""
+    short = {
+        stage: max(1, cluster.resources[stage].gpus) * cluster.resources[stage].nodes
+        for stage in SERVING
+    }
+    named = [f"{stage} has {there}" for stage, there in short.items() if there < wanted]
+    if named:
+        raise Failure(
+            FailureClass.USER_CONFIG_ERROR,
+            f"engine.tensor_parallel_size is {wanted}, and of the devices that jobs of cluster "
+            f"{cluster.name} ask for in {cluster.file}, {', '.join(named)} (gpus x nodes); lower "
+            "the one or raise the other",
         )
 
 
@@ -59,12 +85,15 @@ def check_source(model: Model) -> None:
         )
 
 
-def check_environment(environments: Environments, name: str) -> None:
+def check_environment(world: World, name: str) -> None:
     """Refuse to start without an environment that will be needed."""
+    environments, cluster = world.environments, world.cluster
     status = environments.status(name)
     if status is not Status.READY:
+        place = f" --root {shlex.quote(str(environments.root))} --device {environments.device}"
         raise Failure(
             FailureClass.SYSTEMIC,
             f"the {name!r} environment under {environments.root} is {status}; build it with "
-            f"`{sys.executable} -m conductor.environments build {name}`",
+            f"`{sys.executable} -m conductor.environments build{place if cluster else ''} {name}`"
+            + (f", or name an interpreter for it in {cluster.file}" if cluster else ""),
         )

@@ -11,7 +11,7 @@ import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -22,6 +22,7 @@ from conductor.engines import REMEMBERED, EngineSession, Sides
 from conductor.engines.opening import server_settings
 from conductor.engines.vllm import next_log
 from conductor.environments.builder import Environments, Status
+from conductor.evaluation import Inquiry, ask
 from conductor.executors.local import Note, Progress, Worker
 from conductor.failure import Failure
 from conductor.files import read_json, write_json
@@ -120,6 +121,12 @@ class Record:
         )
 
 
+@cache
+def _open(recorded: Path) -> Record:
+    """Return a record that all dry runs of this process share: its files are large."""
+    return Record(recorded)
+
+
 def _with_paths(value: Any) -> Any:
     """Put the directory of this package in the place of its mark, throughout a document."""
     if isinstance(value, dict):
@@ -180,7 +187,7 @@ class RecordedTools:
 
     def __init__(self, recorded: Path, note: Note) -> None:
         """Read the record under ``recorded``; ``note`` is told what would be started."""
-        self._record = Record(recorded)
+        self._record = _open(recorded)
         self._note = note
         self._session = RecordedSession(self._record, note)
 
@@ -237,6 +244,17 @@ class RecordedTools:
         self._compare("the engine", self._record.document["sides"]["source"]["settings"], wanted)
         self._session.tokenizer = str(sides.source)
         return self._session
+
+    def ask(
+        self,
+        inquiry: Inquiry,
+        session: EngineSession,
+        world: World,
+        progress: Progress,
+        still_wanted: Callable[[], None],
+    ) -> None:
+        """Let the recorded harness ask."""
+        ask(inquiry, session, self, world, progress, still_wanted)
 
     def _recorded(self, script: str, request: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
         """Return what is recorded of a worker, and the directory of what it left."""

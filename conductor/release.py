@@ -110,6 +110,8 @@ class Conductor:
     observer: Observer
     stage_functions: Mapping[Stage, StageFunction] = field(default_factory=lambda: STAGE_FUNCTIONS)
     open_tools: Callable[[World, Callable[..., None]], Tools] = LocalTools
+    digests: Digests | None = None
+    """Shared with other releases of this process; without it a release has its own."""
 
     def run(self, config: Config, run_dir: Path, steps: Steps = EVERY_STEP) -> dict[str, Any]:
         """Run a whole release, or its first steps, and return its report document.
@@ -176,7 +178,7 @@ class Conductor:
             journal=journal,
             world=self.world,
             tools=self.open_tools(self.world, journal.record),
-            digests=Digests(config.workspace / "cache" / "digests.json"),
+            digests=self.digests or Digests(config.workspace / "cache" / "digests.json"),
         )
 
     def _take_up(self, release: Release, changes: Sequence[Change], steps: Steps) -> None:
@@ -326,6 +328,10 @@ class Conductor:
                 if stage is Stage.PTQ:
                     self._start_ahead(release, steps)
                 self._run_stage(release, stage)
+        except KeyboardInterrupt:
+            if release.ahead:
+                release.ahead.cancel(because=KeyboardInterrupt)
+            raise
         finally:
             if release.ahead:
                 release.ahead.cancel()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from conductor import quantizers
 from conductor.chain import EVERY_STEP, STAGES, Stage, State, Steps
+from conductor.cluster.files import SUBMITTED
 from conductor.compatibility import Engine
 from conductor.config import Config
 from conductor.engines.opening import longest_request, planned_settings, server_settings
@@ -27,6 +28,7 @@ from conductor.history import History
 from conductor.inputs import Change
 from conductor.probes.checkpoint import ProbeError, predict_bytes
 from conductor.probes.machine import free_disk_bytes
+from conductor.redaction import redact_document
 from conductor.release_state import Plan
 from conductor.repair import attempt_dir
 from conductor.stages import DISK_RESERVE_BYTES, first_batch_of, quantize_request
@@ -110,7 +112,7 @@ def plan_document(
     Args:
         config: what is asked for now.
         plan: what setup resolves it to; its model need not be on disk.
-        world: this machine.
+        world: this machine, or the cluster.
         run_dir: of the release, which need not exist.
         steps: the stretch of the chain that is asked for.
         past: what is there of it, for a release that is resumed.
@@ -146,7 +148,8 @@ def plan_document(
             }
             for change in (past.changes if past else ())
         ],
-        "stages": [step.document() for step in decided],
+        "cluster": world.cluster and {"name": world.cluster.name, "file": str(world.cluster.file)},
+        "stages": [step.document() | {"resources": _resources(step, world)} for step in decided],
         "sizes": _sizes(config, plan),
         "questions": _questions(config, plan, decided),
         "commands": [
@@ -156,6 +159,14 @@ def plan_document(
             for command in _commands(step, config, plan, world, run_dir)
         ],
     }
+
+
+def _resources(step: Step, world: World) -> dict[str, Any] | None:
+    """Return what the jobs of a stage ask for; None where none are submitted."""
+    if world.cluster is None or not step.is_done_now or step.stage not in SUBMITTED:
+        return None
+    resources: dict[str, Any] = redact_document(world.cluster.resources[step.stage].document())
+    return resources
 
 
 def look_into_cache(config: Config, plan: Plan, world: World, digests: Digests) -> list[Row] | None:
@@ -171,7 +182,8 @@ def look_into_cache(config: Config, plan: Plan, world: World, digests: Digests) 
     if config.fresh_baseline or config.dry_run or not plan.model.path.is_dir():
         return None
     longest = longest_request(plan.suite, plan.model)
-    settings = planned_settings(config, plan.row.engine, plan.row.device, longest)
+    row = plan.row
+    settings = planned_settings(config, row.engine, row.device, longest, world.serving_nodes)
     batch = first_batch_of(config, plan.suite)
     key = baseline_key(config, plan, world, settings, batch, digests)
     return BaselineCache(config.workspace / "cache" / "baseline").explain(key)
@@ -187,7 +199,12 @@ def plan_report(document: Document) -> RenderableType:
     stages.add_column("why", overflow="fold")
     for step in document["stages"]:
         stages.add_row(step["stage"], ACTIONS[step["action"]], escape(step["reason"]))
-    lines = [*_what_words(document), *_size_words(document), *_question_words(document)]
+    lines = [
+        *_what_words(document),
+        *_size_words(document),
+        *_question_words(document),
+        *_job_words(document),
+    ]
     drift = [
         f"changed: {change['field']} was {change['was']!r}, is {change['now']!r}"
         for change in document["changes"]
@@ -201,7 +218,7 @@ def plan_report(document: Document) -> RenderableType:
         *lines,
         *drift,
         "",
-        *(["Commands, in this order (their variables and requests: --json):"] if commands else []),
+        *([_commands_words(document)] if commands else []),
         *commands,
     ]
     return Group(stages, "", *(escape(part) for part in parts))
@@ -244,6 +261,33 @@ def _question_words(document: Document) -> Iterator[str]:
     low, high = questions["total"]
     count = f"{low:,}" if low == high else f"{low:,} to {high:,}"
     yield f"Questions to {names}: {count} over {len(questions['tasks'])} tasks"
+
+
+def _job_words(document: Document) -> Iterator[str]:
+    """Say where each stage runs that is given to a cluster, and what its jobs ask for."""
+    cluster = document["cluster"]
+    if cluster is None:
+        return
+    yield f"Jobs of cluster {cluster['name']} ({cluster['file']}):"
+    for step in document["stages"]:
+        if step["resources"] is not None:
+            asked = "; ".join(
+                f"{name} {_listed(value)}"
+                for name, value in step["resources"].items()
+                if value not in (None, [], (), {})
+            )
+            yield f"  {step['stage']}: {asked}"
+
+
+def _listed(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}={each}" for name, each in value.items())
+    return ", ".join(value) if isinstance(value, list | tuple) else str(value)
+
+
+def _commands_words(document: Document) -> str:
+    where = f", on nodes of cluster {document['cluster']['name']}" if document["cluster"] else ""
+    return f"Commands, in this order{where} (their variables and requests: --json):"
 
 
 def _size(size_bytes: float) -> str:

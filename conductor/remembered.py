@@ -109,7 +109,8 @@ def _canary_key(release: Release) -> dict[str, Scalar]:
 def _engine_settings(release: Release) -> Mapping[str, Any]:
     """Return the settings of the engine as they are planned; nothing has to run to know them."""
     row, longest = release.plan.row, longest_request(release.plan.suite, release.plan.model)
-    return planned_settings(release.config, row.engine, row.device, longest)
+    nodes = release.world.serving_nodes
+    return planned_settings(release.config, row.engine, row.device, longest, nodes)
 
 
 def _signature(release: Release) -> dict[str, str]:

@@ -62,7 +62,7 @@ def quantize_only(config: Config, output: Path, world: World, progress: Progress
     recipe = quantizers.find_recipe(config.recipe)
     quantizer = _choose_quantizer(config, recipe, world.machine.device)
     planned = quantizers.plan(quantizer, config.recipe, calibration_of(config))
-    check_environment(world.environments, "quantize")
+    check_environment(world, "quantize")
     model = resolve_model(config.model)
     check_source(model)
     output.mkdir(parents=True)
@@ -187,7 +187,7 @@ def _check_engine(engine: Engine, config: Config, world: World, *models: Model) 
     for model in models:
         check_loadable(model.quantized, engine, world.machine.device)
     for name in environments_of(engine, world.machine.device):
-        check_environment(world.environments, name)
+        check_environment(world, name)
 
 
 def _keep(verdict: Verdict, output: Path) -> Verdict:

@@ -9,7 +9,6 @@ again, so that a release that was stopped goes on, and one that is resumed knows
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -150,15 +149,16 @@ def choose_tools(config: Config, world: World) -> Choice:
 
 
 def check_machine(config: Config, row: Row, world: World) -> None:
-    """Refuse what this machine is not ready for.
+    """Refuse what this machine, or the cluster, is not ready for.
 
     Raises:
         Failure: a port in use, too few devices, or an environment that is not built.
     """
-    check_port(config)
-    check_parallel(config, world.machine)
+    if world.cluster is None:  # the port would be one of a node
+        check_port(config)
+    check_parallel(config, world)
     for name in environments_needed(row):
-        check_environment(world.environments, name)
+        check_environment(world, name)
 
 
 def find_source(
@@ -260,7 +260,6 @@ def quantize(
     request = quantize_request(planned, model, checkpoint, config.seed, world)
     if kept := kept_result(stage_dir, request):
         return kept
-    shutil.rmtree(checkpoint, ignore_errors=True)
     return tools.run_worker(
         Worker(
             script=quantizers.WORKERS[quantizer],
@@ -355,6 +354,8 @@ def run_baseline_eval(release: Release, progress: Progress) -> dict[str, Verdict
     if release.ahead is not None:
         release.ahead.wait(progress)
         if problem := release.ahead.problem:
+            if isinstance(problem, KeyboardInterrupt):
+                raise problem  # somebody cancelled its job, or holds it
             what = str(problem).partition("\n")[0]  # the log's last lines follow
             release.remarks.append(f"evaluating the source ahead: {what}")
         release.ahead = None

@@ -10,9 +10,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from job_folders import cluster, resources
 
 from conductor import ahead
 from conductor.ahead import Ahead, NotWanted, beside_the_server, devices, is_worthwhile
+from conductor.cluster.description import Cluster
 from conductor.compatibility import Device
 from conductor.config import load_config
 from conductor.environments.builder import Environments
@@ -36,6 +38,10 @@ def world(*, cores: int = 4, accelerators: int = 0, visible: str | None = None) 
     return World(environments=Environments(Path("e")), environ=environ, machine=machine)
 
 
+def on(cluster: Cluster) -> World:
+    return World.on(cluster, {})
+
+
 CASES: list[Any] = [
     pytest.param({}, world(cores=4), 1.0, True, True, id="idle-cores"),
     pytest.param({}, world(cores=2), 0.0, True, True, id="two-idle-cores"),
@@ -48,6 +54,13 @@ CASES: list[Any] = [
     pytest.param(
         {"engine.tensor_parallel_size": 2}, world(accelerators=2), 0.0, False, False, id="both-used"
     ),
+    pytest.param({}, on(cluster()), 9.0, False, True, id="an-allocation-for-each"),
+    pytest.param({}, on(cluster(max_jobs=1)), 9.0, False, False, id="one-job-at-a-time"),
+    pytest.param({"dry_run": True}, on(cluster()), 0.0, False, False, id="dry-run-on-a-cluster"),
+    pytest.param(
+        {"overlap": "always"}, on(cluster(max_jobs=1)), 9.0, False, True, id="always-on-a-cluster"
+    ),
+    pytest.param({"overlap": "never"}, on(cluster()), 9.0, False, False, id="never-on-a-cluster"),
     pytest.param({"overlap": "always"}, world(cores=1), 9.0, False, True, id="always"),
     pytest.param({"overlap": "never"}, world(cores=64), 0.0, True, False, id="never"),
 ]
@@ -76,6 +89,7 @@ def test_overlapping_needs_room(
         pytest.param(world(accelerators=4), ["0", "1", "2", "3"], "3", id="four"),
         pytest.param(world(accelerators=4, visible="2,0"), ["2", "0"], "0", id="two-of-four"),
         pytest.param(world(accelerators=4, visible=""), [], None, id="hidden"),
+        pytest.param(on(cluster(asked=resources(gpus=2))), ["0", "1"], None, id="jobs-share-none"),
     ],
 )
 def test_the_quantizer_takes_the_device_that_no_server_takes(
@@ -121,6 +135,17 @@ def test_cancelling_ends_it_where_it_is() -> None:
     running.cancel()
     assert ended == ["in order"]
     assert isinstance(running.problem, NotWanted)
+
+
+def test_an_interruption_reaches_it_as_one() -> None:
+    def evaluate(progress: Any, still_wanted: Any) -> None:
+        while True:
+            still_wanted()
+            time.sleep(0.01)
+
+    running = Ahead(evaluate)
+    running.cancel(because=KeyboardInterrupt)
+    assert isinstance(running.problem, KeyboardInterrupt)
 
 
 def test_what_goes_wrong_ahead_is_kept_and_stops_nobody() -> None:

@@ -90,6 +90,9 @@ CONTRADICTIONS: list[Any] = [
     pytest.param({"first_batch": 50}, "first_batch needs", id="first-of-no-rounds"),
     pytest.param({"max_repeats": 2}, "max_repeats needs", id="repeats-without-rounds"),
     pytest.param({"threshold": 1.0}, "threshold must be under 1", id="threshold-is-the-scale"),
+    pytest.param({"cluster": "hall"}, "cluster needs executor: slurm", id="cluster-but-here"),
+    pytest.param({"executor": "pbs"}, "executor", id="no-such-executor"),
+    pytest.param({"executor": "slurm", "cluster": ""}, "cluster", id="cluster-without-a-name"),
     pytest.param({"rule": "guess"}, "rule", id="no-such-rule"),
     pytest.param({"first_batch": 0}, "first_batch", id="empty-batch"),
     pytest.param({"discordance": 1.5}, "discordance", id="discordance-above-1"),
@@ -103,6 +106,39 @@ def test_settings_that_contradict_each_other_are_refused(
     with pytest.raises(Failure) as caught:
         load_config(None, {"model": "demo", "recipe": "int8", **options})
     assert words in caught.value.message
+
+
+def test_where_it_runs(tmp_path: Path) -> None:
+    path = write(tmp_path, "model: demo\nrecipe: int8\nexecutor: slurm\ncluster: hall\n")
+    config = load_config(path, {})
+    assert (config.executor, config.cluster) == (Executor.SLURM, "hall")
+    other = load_config(path, {"cluster": "field"})
+    assert (other.executor, other.cluster) == (Executor.SLURM, "field")
+    here = load_config(path, {"executor": Executor.LOCAL})
+    assert (here.executor, here.cluster) == (Executor.LOCAL, None)
+    with pytest.raises(Failure, match="cluster: command line, executor: command line"):
+        load_config(path, {"executor": "local", "cluster": "hall"})
+
+
+@pytest.mark.parametrize(
+    ("options", "executor", "cluster"),
+    [
+        pytest.param({}, Executor.SLURM, "hall", id="as-it-began"),
+        pytest.param({"cluster": "field"}, Executor.SLURM, "field", id="elsewhere"),
+        pytest.param({"executor": "local"}, Executor.LOCAL, None, id="here"),
+    ],
+)
+def test_where_a_release_goes_on(
+    tmp_path: Path, options: dict[str, Any], executor: Executor, cluster: str | None
+) -> None:
+    began = load_config(
+        None, {"model": "demo", "recipe": "int8", "executor": "slurm", "cluster": "hall"}
+    )
+    recorded = tmp_path / "config.resolved.yaml"
+    recorded.write_text(yaml.safe_dump(began.document()))
+    then, now = load_recorded(recorded, None, options)
+    assert (then.executor, then.cluster) == (Executor.SLURM, "hall")
+    assert (now.executor, now.cluster) == (executor, cluster)
 
 
 def test_a_contradiction_names_the_files_that_make_it(tmp_path: Path) -> None:

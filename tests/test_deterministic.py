@@ -185,7 +185,7 @@ def test_a_server_is_told_not_to_remember(tmp_path: Path) -> None:
 @pytest.mark.parametrize("engine", list(Engine))
 def test_what_others_were_answered_is_not_recalled(tmp_path: Path, engine: Engine) -> None:
     ours, theirs = (
-        planned_settings(config, engine, Device.CPU, None)
+        planned_settings(config, engine, Device.CPU, None, nodes=1)
         for config in (config_of(tmp_path), load_config(None, DEMO))
     )
     assert ours != theirs

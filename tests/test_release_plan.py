@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import StringIO
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from job_folders import cluster, resources
 from rich.console import Console
 
 from conductor.baseline_cache import BaselineCache, Difference, Row, baseline_key
@@ -243,7 +245,7 @@ class TestNewRelease:
         self, options: dict[str, Any], recipe: str, found: list[str] | None, tmp_path: Path
     ) -> None:
         config, plan, world = resolved(tmp_path)
-        settings = planned_settings(config, plan.row.engine, Device.CPU, 255)
+        settings = planned_settings(config, plan.row.engine, Device.CPU, 255, nodes=1)
         key = baseline_key(config, plan, world, settings, EVERYTHING, Digests(None))
         answers = tmp_path / "answers"
         (answers / "results").mkdir(parents=True)
@@ -423,3 +425,41 @@ def test_failure_is_named(tmp_path: Path) -> None:
     document = planned(tmp_path / "none", past=Past(history=history(deploy=State.FAILED)))
     assert "INFRA_TRANSIENT" in reason(document, Stage.DEPLOY)
     assert "deploy runs" in reason(document, Stage.COMPARE)
+
+
+class TestOnACluster:
+    def test_each_stage_says_what_its_jobs_ask_for(self, tmp_path: Path) -> None:
+        workspace = tmp_path / "workspace"
+        config, plan, here = resolved(workspace)
+        hall = cluster(Path("/shared"), asked=resources(gpus=4, extra={"nice": 5}))
+        hall = replace(hall, resources={**hall.resources, Stage.PTQ: resources(setup=("a", "b"))})
+        document = plan_document(
+            config, plan, replace(here, cluster=hall), config.workspace / "runs" / "run-1"
+        )
+        validate(json.loads(json.dumps(document)), schema="release_plan", where="plan")
+        assert document["cluster"] == {"name": "hall", "file": "/shared/clusters.yaml"}
+        asked = {step["stage"]: step["resources"] for step in document["stages"]}
+        assert [stage for stage, each in asked.items() if each is None] == [
+            "setup", "compare", "closeout",
+        ]  # fmt: skip
+        assert (asked["ptq"]["gpus"], asked["candidate_eval"]["gpus"]) == (1, 4)
+        text = shown(document)
+        assert "Jobs of cluster hall (/shared/clusters.yaml):" in text
+        assert "  ptq: partition gpu; nodes 1; gpus 1; cpus 8; time_minutes 60; setup a, b" in text
+        assert "gpus 4; cpus 8; time_minutes 60; extra nice=5" in text
+        assert "Commands, in this order, on nodes of cluster hall" in text
+
+    def test_nothing_is_asked_for_what_is_kept(self, tmp_path: Path) -> None:
+        config, plan, here = resolved(tmp_path / "workspace")
+        past = Past(history=history(deploy=State.PENDING))
+        document = plan_document(
+            config, plan, replace(here, cluster=cluster()), tmp_path / "runs" / "run-1", past=past
+        )
+        asked = {step["stage"]: step["resources"] for step in document["stages"]}
+        assert asked["ptq"] is None and asked["deploy"] is not None
+
+    def test_here_there_is_none(self, tmp_path: Path) -> None:
+        document = planned(tmp_path / "workspace")
+        assert document["cluster"] is None
+        assert {each["resources"] is None for each in document["stages"]} == {True}
+        assert "cluster" not in shown(document)

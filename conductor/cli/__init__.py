@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import typer
 
-from conductor.cli import config, evidence, plan, publish, release, runs, single_stages, smoke
+from conductor.cli import (
+    cluster,
+    config,
+    evidence,
+    fleet,
+    plan,
+    publish,
+    release,
+    runs,
+    single_stages,
+    smoke,
+    stop,
+)
 from conductor.cli.ending import Commands
 from conductor.cli.options import SINGLE_STAGE_EXITS
 
@@ -24,10 +36,17 @@ configuration = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
+clusters = typer.Typer(
+    help="Slurm clusters: what is said of them, and whether it holds.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
 scenarios = typer.Typer(rich_markup_mode="markdown")
 
 app.command()(release.release)
 app.command()(release.resume)
+app.command()(fleet.fleet)
+app.command()(stop.stop)
 app.command()(runs.status)
 app.command()(runs.runs)
 app.command()(runs.repair)
@@ -40,6 +59,10 @@ cache.command()(runs.explain)
 app.add_typer(configuration, name="config")
 configuration.command()(config.show)
 configuration.command()(config.check)
+app.add_typer(clusters, name="cluster")
+clusters.command()(cluster.check)
+clusters.command()(cluster.show)
+clusters.command("list")(cluster.list_clusters)
 app.add_typer(scenarios, name="smoke")
 scenarios.callback(invoke_without_command=True)(smoke.smoke)
 scenarios.command()(smoke.check)

@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from conductor.executors.local import end_at_once
-from conductor.failure import Failure
+from conductor.failure import Failure, Stopped
 from conductor.redaction import know, redact
 from gates import FailureClass
 
@@ -119,6 +119,9 @@ def ending_well() -> Iterator[Ending]:
         # An exit code of 1 says REGRESSION; a defect of ours must not look like one.
         print(redact(traceback.format_exc(limit=-3)), end="", file=sys.stderr)
         stop(EXIT_SYSTEMIC, f"error: a defect of day0: {type(error).__name__}: {error}")
+    except Stopped as stopped:
+        _on_signals(signal.SIG_IGN)
+        stop(EXIT_STOPPED, "; ".join([stopped.message, *ending.resumption()]))
     except KeyboardInterrupt:
         _on_signals(signal.SIG_IGN)  # one more changes nothing about the end
         stop(EXIT_STOPPED, ending.words())

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from conductor.compatibility import Engine, Quantizer
-from conductor.config import DEFAULTS
+from conductor.config import DEFAULTS, Executor
 
 MODEL_HELP = "`demo`, a checkpoint directory, or a Hugging Face id (`org/name@revision`)."
 SINGLE_STAGE_EXITS = (
@@ -61,6 +61,22 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option(
         help="YAML with any of these and more; options override it.", rich_help_panel=AROUND
+    ),
+]
+ExecutorOption = Annotated[
+    Executor | None,
+    typer.Option(
+        help="Where workers and servers run: local (this machine) or slurm (jobs). [local]",
+        metavar="NAME",
+        rich_help_panel=AROUND,
+    ),
+]
+ClusterOption = Annotated[
+    str | None,
+    typer.Option(
+        help="With --executor slurm: the cluster, by its name in clusters.yaml. [the only one]",
+        metavar="NAME",
+        rich_help_panel=AROUND,
     ),
 ]
 SeedOption = Annotated[

@@ -20,8 +20,10 @@ from conductor.cli.options import (
     QUESTIONS,
     VERDICT,
     CalibrationOption,
+    ClusterOption,
     ConfigOption,
     EngineOption,
+    ExecutorOption,
     JsonOption,
     LimitOption,
     ModelArgument,
@@ -42,10 +44,7 @@ from gates import FailureClass
 if TYPE_CHECKING:
     from conductor.config import Config
     from conductor.display import LiveDisplay, PlainDisplay
-    from conductor.executors.local import Note
     from conductor.release import Conductor
-    from conductor.tools import Tools
-    from conductor.world import World
 
 GOING_ON = "Going on"
 STEPS = ", ".join(STAGES)
@@ -204,6 +203,8 @@ def release(
             rich_help_panel=AROUND,
         ),
     ] = None,
+    executor: ExecutorOption = None,
+    cluster: ClusterOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Take one model from source to a publish decision.
@@ -245,6 +246,8 @@ def release(
         "fresh_baseline": fresh_baseline,
         "overlap": overlap,
         "deterministic": deterministic,
+        "executor": executor,
+        "cluster": cluster,
     }
     with ending_well() as ending:
         steps = _steps(from_step, to_step, only_step)
@@ -352,8 +355,9 @@ def _resume_command(run_dir: Path) -> str:
 
 def _conductor(config: Config, shown: LiveDisplay | PlainDisplay) -> Conductor:
     from conductor.release import Conductor
+    from conductor.tools import find_tools
 
-    world, open_tools = _world_and_tools(config)
+    world, open_tools = find_tools(config, dict(os.environ))
     return Conductor(
         world=world,
         clock=_now,
@@ -361,18 +365,6 @@ def _conductor(config: Config, shown: LiveDisplay | PlainDisplay) -> Conductor:
         observer=shown,
         open_tools=open_tools,
     )
-
-
-def _world_and_tools(config: Config) -> tuple[World, Callable[[World, Note], Tools]]:
-    """Return this machine and its tools, or those that were recorded, for a dry run."""
-    from conductor.recorded_tools import RecordedTools, find_record, recorded_world
-    from conductor.tools import EXECUTORS, find_world
-
-    environ = dict(os.environ)
-    if not config.dry_run:
-        return find_world(config, environ), EXECUTORS[config.executor]
-    record = find_record(config)
-    return recorded_world(record, environ), lambda _, note: RecordedTools(record, note)
 
 
 def _until_stopped(work: Callable[[], dict[str, Any]], ending: Ending) -> dict[str, Any]:
@@ -394,8 +386,9 @@ def _print_plan(
     from conductor.models import look_up_model
     from conductor.release_plan import Past, look_into_cache, plan_document, plan_report
     from conductor.stages import choose_tools, find_source
+    from conductor.tools import find_tools
 
-    world, _ = _world_and_tools(config)
+    world, _ = find_tools(config, dict(os.environ))
     digests = Digests(None)
     if then is None:
         choice = choose_tools(config, world)

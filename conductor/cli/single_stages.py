@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -21,8 +22,11 @@ from conductor.cli.options import (
     SeedOption,
     SuiteOption,
 )
+from conductor.failure import unusable
 
 if TYPE_CHECKING:
+    from conductor.config import Config
+    from conductor.world import World
     from gates import Verdict
 
 
@@ -40,7 +44,6 @@ def ptq(
     Example: `day0 ptq demo --recipe int8 --output ./demo-int8`
     """
     from conductor.single_stage import quantize_only
-    from conductor.tools import find_world
 
     options = {
         "model": model,
@@ -52,7 +55,7 @@ def ptq(
     with ending_well():
         with display() as shown:
             resolved = load(config, options)
-            world = find_world(resolved, dict(os.environ))
+            world = _find_here(resolved)
             verdict = quantize_only(resolved, output, world, shown.stage_progress)
         _print_verdict(verdict)
 
@@ -74,7 +77,6 @@ def serve(
     Example: `day0 serve ./demo-int8/checkpoint --source demo --suite demo --output ./check`
     """
     from conductor import single_stage
-    from conductor.tools import find_world
 
     options = {
         "model": model,
@@ -84,7 +86,7 @@ def serve(
     }
     with ending_well(), display() as shown:
         resolved = load(config, options, ("model",))
-        world = find_world(resolved, dict(os.environ))
+        world = _find_here(resolved)
         if source is None:
             single_stage.serve(resolved, output, world, shown.stage_progress, _announce)
         else:
@@ -108,7 +110,6 @@ def evaluate(
     Example: `day0 evaluate demo --suite demo --output ./demo-baseline`
     """
     from conductor.single_stage import evaluate_only
-    from conductor.tools import find_world
 
     options = {
         "model": model,
@@ -120,9 +121,29 @@ def evaluate(
     with ending_well():
         with display() as shown:
             resolved = load(config, options, ("model",))
-            world = find_world(resolved, dict(os.environ))
+            world = _find_here(resolved)
             verdict, scores = evaluate_only(resolved, output, world, shown.stage_progress)
         _print_verdict(verdict, scores=scores)
+
+
+def _find_here(config: Config) -> World:
+    """Look at this machine; refuse a configuration whose work is to be done by jobs.
+
+    Raises:
+        Failure: USER_CONFIG_ERROR where the executor is not this machine.
+    """
+    from conductor.config import Executor
+    from conductor.tools import tools_here
+
+    if config.executor is not Executor.LOCAL:
+        _, origin = config.origins["executor"]
+        raise unusable(
+            f"executor: {config.executor} ({origin}) is for whole releases, and this command works "
+            "on the machine that it is typed on; take the setting out, and start the command on a "
+            "node, within an allocation of your own"
+        )
+    # Recorded results stand for a whole release, and for no stage on its own.
+    return tools_here(replace(config, dry_run=False), dict(os.environ))[0]
 
 
 def _announce(endpoint: Any) -> None:

@@ -30,15 +30,15 @@ class Accelerator:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """The machine that a release runs on; sizes in bytes."""
+    """The machine that a release runs on; sizes in bytes, None where nobody measured them."""
 
     device: Device
     accelerators: tuple[Accelerator, ...]
     processor: str
-    cores: int
-    memory_bytes: int
-    memory_available_bytes: int
-    system: str
+    cores: int | None
+    memory_bytes: int | None
+    memory_available_bytes: int | None
+    system: str | None
 
     def document(self) -> dict[str, Any]:
         """The machine as a JSON mapping."""

@@ -76,7 +76,7 @@ def ask_candidate(run_dir: Path, world: World) -> Answer:
     checkpoint = candidate_dir(run_dir)
     check_port(config)
     for name in environments_of(engine, world.machine.device):
-        check_environment(world.environments, name)
+        check_environment(world, name)
     with TemporaryDirectory(prefix="day0-chat-") as directory:
         ask = _ask_in_process if engine is Engine.TRANSFORMERS else _ask_server
         answer = ask(checkpoint, config, world, Path(directory))
