@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from conftest import descendants_with
@@ -187,29 +188,39 @@ def test_a_job_whose_walltime_is_over_is_ended(slurm_rig: SlurmRig) -> None:
     soon(lambda: slurm_rig.account("-j", job_id) == [[job_id, "TIMEOUT", "0:0"]])
 
 
-def test_a_cluster_that_lost_its_state_counts_its_jobs_anew(tmp_path: Path) -> None:
-    with SlurmRig(tmp_path, nodes=1, accounting=False) as rig:
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """A directory with a short path, as sockets want it."""
+    with TemporaryDirectory(prefix="rig-") as path:
+        yield Path(path)
+
+
+def test_a_cluster_that_lost_its_state_counts_its_jobs_anew(directory: Path) -> None:
+    with SlurmRig(directory, nodes=1, accounting=False) as rig:
         assert rig.submit("true") == "1"
         rig.await_state(rig.submit("true"), "COMPLETED")
         rig.forget_jobs()
         assert rig.submit("true") == "1"
-    assert not descendants_with(tmp_path)
+    assert not descendants_with(directory)
 
 
-def test_nothing_of_it_outlives_who_started_it(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.slurm_rig", str(tmp_path)]
+def test_nothing_of_it_outlives_who_started_it(directory: Path) -> None:
+    command = [sys.executable, "-m", "tests.slurm_rig", str(directory)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as starter:
-        assert starter.stdout is not None
-        assert starter.stdout.readline() == f"export SLURM_CONF={tmp_path}/slurm.conf\n"
-        environ = {**os.environ, "SLURM_CONF": f"{tmp_path}/slurm.conf"}
-        script = ("sbatch", "--output=/dev/null", "--wrap", f"echo $$ >{tmp_path}/job; {SLEEP}")
-        subprocess.run(script, env=environ, check=True, stdout=subprocess.DEVNULL)
-        soon((tmp_path / "job").exists)
-        starter.send_signal(signal.SIGKILL)
-    soon(lambda: not descendants_with(tmp_path))
-    job = Path("/proc", (tmp_path / "job").read_text().strip())
+        try:
+            assert starter.stdout is not None
+            assert starter.stdout.readline() == f"export SLURM_CONF={directory}/slurm.conf\n"
+            environ = {**os.environ, "SLURM_CONF": f"{directory}/slurm.conf"}
+            words = f"echo $$ >{directory}/job; {SLEEP}"
+            script = ("sbatch", "--output=/dev/null", "--wrap", words)
+            subprocess.run(script, env=environ, check=True, stdout=subprocess.DEVNULL)
+            soon((directory / "job").exists)
+        finally:
+            starter.send_signal(signal.SIGKILL)
+    soon(lambda: not descendants_with(directory))
+    job = Path("/proc", (directory / "job").read_text().strip())
     soon(lambda: not job.exists())
-    remove_cgroups(re.findall(r"NodeName=(\S+)", (tmp_path / "slurm.conf").read_text()))
+    remove_cgroups(re.findall(r"NodeName=(\S+)", (directory / "slurm.conf").read_text()))
 
 
 def test_a_path_too_long_for_sockets_is_refused(tmp_path: Path) -> None:

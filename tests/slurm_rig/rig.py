@@ -28,7 +28,9 @@ UP_S = 60.0
 COMMAND_S = 60.0
 POLL_S = 0.05
 GRACE_S = 5.0
-LONGEST_SOCKET_PATH = 100
+LONGEST_SOCKET_PATH = 107
+LONGEST_SOCKET = "/spool/rig00000-0/rig00000-0_99999.4294967291"
+"""That of a batch job, below the directory of a rig."""
 PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
 """Daemons lie where a user that is not root seldom looks."""
 
@@ -64,7 +66,7 @@ class SlurmRig:
         Raises:
             ValueError: the path of the directory is too long for the sockets in it.
         """
-        if len(str(directory.resolve())) > LONGEST_SOCKET_PATH - len("/database/socket"):
+        if len(str(directory.resolve())) > LONGEST_SOCKET_PATH - len(LONGEST_SOCKET):
             raise ValueError(f"{directory} is too long a path for sockets; name a shorter one")
         ports = _free_ports(nodes + 2)
         self._layout = Layout(
