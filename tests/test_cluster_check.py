@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,14 @@ from typer.testing import CliRunner
 
 from conductor.chain import Stage
 from conductor.cli import app
-from conductor.cluster.check import Check, Grade, Site, check_cluster, sbatch_options
+from conductor.cluster.check import PACKAGES, Check, Grade, Site, check_cluster, sbatch_options
 from conductor.cluster.description import GIB, Cluster, load_cluster
 from conductor.cluster.files import SUBMITTED
 from conductor.cluster.probe import describe_node, memory_limit_bytes
 from conductor.cluster.trial import judge
+from conductor.environments.builder import ENVIRONMENTS
 from conductor.executors.slurm.commands import Slurm
+from conductor.executors.slurm.following import COMMANDS
 
 PARTITIONS = (
     "PartitionName=main AllowAccounts=ALL Default=YES MaxTime=1-00:00:00 Nodes=n[1-2] State=UP\n"
@@ -52,9 +55,20 @@ HEALTHY = {
     "scontrol": SCONTROL,
     "sacct": "exit 0",
     "sacctmgr": 'echo "models|normal,high"; echo "other|normal"',
+    **dict.fromkeys(["srun", "flock", "timeout"], "exit 0"),
 }
+GIVEN = {"quantize": "nvidia-modelopt", "reference": "lm-eval"}
+"""What the given interpreters have."""
 
 Checked = Callable[..., dict[str, Check]]
+
+
+def listing(path: Path, package: str) -> str:
+    """Write an interpreter that lists one package; return its path."""
+    said = json.dumps({"python": "3.11.7", "packages": {package: {"version": "1"}}})
+    path.write_text(f"#!/bin/sh\necho '{said}'\n")
+    path.chmod(0o755)
+    return str(path)
 
 
 @pytest.fixture
@@ -63,7 +77,7 @@ def site(tmp_path: Path) -> Callable[..., Site]:
 
     def make(entry: str = "{device: cpu}", **commands: str | None) -> Site:
         described = yaml.safe_load(entry)
-        given = dict.fromkeys(["quantize", "reference"], sys.executable)
+        given = {name: listing(tmp_path / name, package) for name, package in GIVEN.items()}
         described.setdefault("interpreters", given)
         path = tmp_path / "clusters.yaml"
         path.write_text(yaml.safe_dump({"clusters": {"c": described}}))
@@ -110,9 +124,64 @@ def test_a_healthy_cluster_passes_every_check(site: Callable[..., Site]) -> None
     assert found["partition (all stages)"].observed == "main is UP, the default"
 
 
+def refusing(said: str) -> str:
+    return SBATCH.replace("  *) echo", f"  *) echo '{said}' >&2; exit 1; echo")
+
+
 CPU = "{device: cpu}"
 FAULTS: list[Any] = [
-    pytest.param(CPU, {"squeue": None}, "commands", "failed", "not on PATH: squeue", id="command"),
+    *(
+        pytest.param(CPU, {each: None}, "commands", "failed", f"not on PATH: {each}", id=each)
+        for each in COMMANDS
+    ),
+    pytest.param(
+        CPU,
+        {"squeue": None},
+        "controller",
+        "failed",
+        "could not be asked -> mend the commands first; partitions, accounts",
+        id="not-asked",
+    ),
+    pytest.param(
+        "{device: cuda, resources: {gpus: 0}, stages: {ptq: {gpus: 1}}}",
+        {},
+        "gpus (deploy, baseline_eval, candidate_eval)",
+        "warning",
+        "no GPU is asked for -> say gpus",
+        id="no-gpus",
+    ),
+    pytest.param(
+        CPU,
+        {"sbatch": refusing("allocation failure: Invalid node name specified")},
+        "submission (all stages)",
+        "failed",
+        "Invalid node name specified -> correct their resources in /",
+        id="submission",
+    ),
+    pytest.param(
+        f"{{device: cpu, interpreters: {{evaluate: {sys.executable}}}}}",
+        {},
+        "environment evaluate",
+        "failed",
+        f"{sys.executable}: has no lm-eval -> correct interpreters.evaluate",
+        id="interpreter-of-something-else",
+    ),
+    pytest.param(
+        "{device: cpu, interpreters: {evaluate: /bin/false}, resources: {container: {image: i}}}",
+        {},
+        "environment evaluate",
+        "ok",
+        "/bin/false: ready",
+        id="interpreter-of-an-image",
+    ),
+    pytest.param(
+        "{device: cpu, interpreters: {evaluate: /bin/false}}",
+        {},
+        "environment evaluate",
+        "failed",
+        "does not list its packages",
+        id="interpreter-that-is-none",
+    ),
     pytest.param(
         CPU,
         {"sbatch": "echo 'sbatch: fatal: Could not establish a configuration source' >&2; exit 1"},
@@ -197,10 +266,7 @@ FAULTS: list[Any] = [
     ),
     pytest.param(
         CPU,
-        {
-            "sbatch": "echo 'allocation failure: Requested node configuration is not available'"
-            " >&2; exit 1"
-        },
+        {"sbatch": refusing("allocation failure: Requested node configuration is not available")},
         "submission (all stages)",
         "failed",
         "Requested node configuration is not available",
@@ -286,6 +352,28 @@ def test_each_fault_is_found_and_has_a_remedy(
     assert found[name].grade == grade
     assert said in f"{found[name].observed} -> {found[name].remedy}"
     assert "workspace" in found  # no check is the last because another failed
+
+
+def test_a_configuration_that_is_not_there_costs_no_minute(
+    site: Callable[..., Site], tmp_path: Path
+) -> None:
+    made = site(CPU, sbatch="exec /bin/sleep 60", scontrol="exec /bin/sleep 60")
+    stated = {**made.environ, "SLURM_CONF": str(tmp_path / "slurm.conf")}
+    found = checked(replace(made, environ=stated))
+    assert found["commands"].observed == f"SLURM_CONF: {tmp_path}/slurm.conf is no file"
+    assert found["controller"].grade is Grade.FAILED
+
+
+@pytest.mark.parametrize(
+    "option", ["gres: 'gpu:4'", "gpus-per-socket: 2", "tres-per-task: 'gpu:1'"]
+)
+def test_gpus_may_be_asked_for_otherwise(site: Callable[..., Site], option: str) -> None:
+    found = checked(site(f"{{device: cuda, resources: {{gpus: 0, extra: {{{option}}}}}}}"))
+    assert not any(name.startswith("gpus") for name in found)
+
+
+def test_every_environment_has_packages_to_be_known_by() -> None:
+    assert set(PACKAGES) == set(ENVIRONMENTS)
 
 
 def test_a_python_of_another_version_is_refused(site: Callable[..., Site], tmp_path: Path) -> None:
@@ -494,7 +582,8 @@ def test_memory_limits_are_read_from_control_groups(
     ("arguments", "commands", "code"),
     [
         pytest.param(["check", "c"], {}, 0, id="holds"),
-        pytest.param(["check"], {"sbatch": "exit 1"}, 1, id="fails"),
+        pytest.param(["check"], {"sbatch": refusing("no")}, 1, id="fails"),
+        pytest.param(["check"], {"sbatch": "exit 1"}, 5, id="no-configuration"),
         pytest.param(["check", "d"], {}, 2, id="unknown-cluster"),
         pytest.param(["check", "c"], {"scontrol": "exit 1"}, 5, id="no-controller"),
         pytest.param(["check", "c", "--probe"], {"scontrol": None}, 5, id="no-command"),

@@ -287,8 +287,24 @@ REFUSED: list[Any] = [
     ),
     pytest.param("{device: cpu, resources: {time: 90}}", "put it into quotes", id="bare-minutes"),
     pytest.param("{device: cpu, resources: {account: 17}}", "put it into quotes", id="account"),
-    pytest.param("{device: cpu, resources: {time: '4h'}}", r"resources\.time: .*4h", id="hours"),
-    pytest.param("{device: cpu, resources: {time: '0'}}", r"ptq\.time: is no time", id="no-time"),
+    *(
+        pytest.param(
+            f"{{device: cpu, resources: {{time: '{time}'}}}}",
+            rf"c\.resources\.time: '{time}' does not fit; wanted: .* \"90\" are minutes",
+            id=f"time-{time}",
+        )
+        for time in ("4h", "UNLIMITED", "-1", "0", "0:00:00", "0-0")
+    ),
+    pytest.param(
+        "{device: cpu, resources: {memory_gib: 0.0004}}",
+        r"resources\.memory_gib: 0\.0004",
+        id="no-memory-would-be-all",
+    ),
+    pytest.param(
+        "{device: cpu, stages: {1: {}}}",
+        r"clusters\.c\.stages\.1: YAML reads this as 1 \(int\); put it into quotes",
+        id="name-that-is-a-number",
+    ),
     pytest.param("{device: cpu, resources: {nodes: 0}}", r"resources\.nodes: 0", id="no-nodes"),
     pytest.param("{device: cpu, resources: {gpus: true}}", r"resources\.gpus: true", id="bool"),
     pytest.param("{device: cpu, resources: {memory_gib: .nan}}", "nan|NaN", id="nan"),
@@ -303,7 +319,11 @@ REFUSED: list[Any] = [
         r"deploy\.container\.image: .*nodes: 1",
         id="nodes-in-a-container",
     ),
-    pytest.param("{device: cpu, python: bin/python}", r"clusters\.c\.python: ", id="relative"),
+    pytest.param(
+        "{device: cpu, python: bin/python}",
+        r"clusters\.c\.python: 'bin/python' does not fit; wanted: an absolute path",
+        id="relative",
+    ),
     pytest.param(
         '{device: cpu, resources: {partition: "a\\nb"}}', r"resources\.partition: ", id="newline"
     ),
@@ -384,6 +404,7 @@ def test_extra_stands_for_no_field(load: Load, option: str, named: str) -> None:
         pytest.param("clusters: {a b: {device: cpu}}", "a b", id="name-with-a-space"),
         pytest.param("clusters: {a: null}", r"clusters", id="says-nothing"),
         pytest.param("clusters: 3", "clusters: 3", id="number"),
+        pytest.param("clusters: {1: {device: cpu}}", r"clusters\.1: YAML reads", id="number-name"),
     ],
 )
 def test_files_that_describe_nothing_are_refused(

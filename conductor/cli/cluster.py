@@ -59,9 +59,12 @@ def check(
         site = Site(
             cluster=cluster, slurm=slurm, environ=environ, workspace=workspace_of(workspace)
         )
-        checks = list(check_cluster(site))
-        if probe and site.answers:
-            with display() as shown:
+        checks = []
+        with display() as shown:
+            for each in check_cluster(site):
+                checks.append(each)
+                shown.stage_progress(len(checks), 0, f"{each.name}: {each.grade}")
+            if probe and site.answers:
                 checks += try_nodes(site, timeout_s=probe_timeout, show=shown.stage_progress)
         if as_json:
             found = {"cluster": cluster.name, "checks": [each.document() for each in checks]}
@@ -108,7 +111,7 @@ def list_clusters(as_json: JsonOption = False) -> None:
             print(json.dumps({name: str(each.file) for name, each in described.items()}, indent=2))
             return
         for each in described.values():
-            print(f"{each.name}  {each.value('device')}  ({each.file})")
+            print(f"{each.name}  {each.value('device') or 'device is missing'}  ({each.file})")
 
 
 def _exit_code(site: Site, *, broken: bool) -> int:

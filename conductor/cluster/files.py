@@ -193,26 +193,45 @@ def _refuse(where: str, problems: Iterable[str]) -> None:
 
 
 def _odd(value: Any, schema: Mapping[str, Any], above: tuple[str, ...]) -> Iterator[str]:
-    """Say which names are no settings, and which texts YAML reads as something else."""
+    """Say which names are no settings, which texts YAML reads as something else or have no form."""
     if reference := schema.get("$ref"):
         schema = read_schema(SCHEMA)["$defs"][reference.rpartition("/")[2]]
     match schema.get("type"), value:
         case "object", Mapping():
-            known, others = schema.get("properties", {}), schema.get("additionalProperties")
-            for key, inner in value.items():
-                name = (*above, str(key))
-                if kind := known.get(key, others):
-                    yield from _odd(inner, kind, name)
-                else:
-                    yield f"{'.'.join(name)}: is no setting{_nearest(str(key), known)}"
+            yield from _odd_names(value, schema, above)
         case "array", list():
             for index, inner in enumerate(value):
                 yield from _odd(inner, schema["items"], (*above, str(index)))
         case "string", int() | float() | date():
-            kind = type(value).__name__
-            yield f"{'.'.join(above)}: YAML reads this as {value} ({kind}); put it into quotes"
+            yield _misread(".".join(above), value)
+        case "string", str() if _has_no_form(value, schema):
+            yield f"{'.'.join(above)}: {value!r} does not fit; wanted: {schema['description']}"
         case _, float() if not isfinite(value):
             yield f"{'.'.join(above)}: {value} is no number that can be counted with; give another"
+
+
+def _odd_names(
+    value: Mapping[Any, Any], schema: Mapping[str, Any], above: tuple[str, ...]
+) -> Iterator[str]:
+    known, others = schema.get("properties", {}), schema.get("additionalProperties")
+    for key, inner in value.items():
+        name = (*above, str(key))
+        if not isinstance(key, str):
+            yield _misread(".".join(name), key)
+        elif kind := known.get(key, others):
+            yield from _odd(inner, kind, name)
+        else:
+            yield f"{'.'.join(name)}: is no setting{_nearest(key, known)}"
+
+
+def _misread(name: str, value: Any) -> str:
+    kind = type(value).__name__
+    return f"{name}: YAML reads this as {value} ({kind}); put it into quotes"
+
+
+def _has_no_form(value: str, schema: Mapping[str, Any]) -> bool:
+    """Tell whether a text is refused, and the schema says in words what it takes."""
+    return "description" in schema and not re.search(schema.get("pattern", ""), value)
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
