@@ -7,7 +7,7 @@ or is not of its kind, is None.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -19,6 +19,7 @@ from conductor.event_log import parse, read_log
 from conductor.executors.slurm.folders import JOBS, JobFolder
 from conductor.history import moment_of
 
+STAGE_EVENTS = ("stage_started", "stage_continued", "stage_finished")
 SECONDS_AN_HOUR = 3600
 LARGEST_NUMBER = 1e12
 """Seconds, since 1970 too; a larger number was not measured by a clock."""
@@ -78,7 +79,8 @@ def read_jobs(run_dir: Path) -> list[Job]:
     Raises:
         OSError: the log of events cannot be read.
     """
-    jobs = jobs_of(map(parse, read_log(run_dir).sound))
+    events = [parse(line) for line in read_log(run_dir).sound]
+    jobs, over = jobs_of(events), _stages_over(events)
     for folder in job_folders(run_dir):
         intent = folder.read("intent") or {}
         name, directory = intent.get("name"), folder.path.parent.parent.relative_to(run_dir)
@@ -91,7 +93,20 @@ def read_jobs(run_dir: Path) -> list[Job]:
             else:
                 own = str(folder.path.relative_to(run_dir))
                 jobs[name] = _look_into(folder, replace(job, folder=own))
-    return list(jobs.values())
+    return [_unless_refused(job, over) for job in jobs.values()]
+
+
+def _stages_over(events: Iterable[Mapping[str, Any]]) -> set[Any]:
+    """Return the stages that came to an end, and were not begun again since."""
+    last = {e.get("stage"): e["event"] for e in events if e["event"] in STAGE_EVENTS}
+    return {stage for stage, event in last.items() if event == "stage_finished"}
+
+
+def _unless_refused(job: Job, over: Collection[Any]) -> Job:
+    """Return a job as it is; one without a number that its stage gave up never was in a queue."""
+    if job.standing is Standing.QUEUED and job.job_id is None and job.stage in over:
+        return replace(job, standing=Standing.ENDED)
+    return job
 
 
 def job_folders(run_dir: Path) -> list[JobFolder]:
@@ -182,10 +197,30 @@ def _look_into(folder: JobFolder, job: Job) -> Job:
             started_at=started_at,
             reason=None,
         )
-    if ended is not None or folder.read("outcome") is not None:
-        state = _text(ended or {}, "state")
-        return replace(job, standing=Standing.ENDED, state=state, reason=None)
-    return job
+    outcome = folder.read("outcome")
+    if ended is None and outcome is None:
+        return job
+    return _over(job, folder, ended or {}, outcome or {})
+
+
+def _over(job: Job, folder: JobFolder, ended: Mapping[str, Any], outcome: Mapping[str, Any]) -> Job:
+    """Return a job whose end no event told, as its conductor did not live to see it.
+
+    What Slurm was not asked in time, the stamps in its folder tell.
+    """
+    queued_s, ran_s = _number(ended, "queued_s"), _number(ended, "ran_s")
+    asked = (folder.read("intent") or {}).get("resources")
+    asked = asked if isinstance(asked, Mapping) else {}
+    return replace(
+        job,
+        standing=Standing.ENDED,
+        state=_text(ended, "state"),
+        reason=None,
+        queued_s=_between(job.submitted_at, job.started_at) if queued_s is None else queued_s,
+        ran_s=_between(job.started_at, _moment(outcome)) if ran_s is None else ran_s,
+        nodes=_whole(asked, "nodes"),
+        gpus=_whole(asked, "gpus"),
+    )
 
 
 def _stage_of(directory: str) -> Stage | None:

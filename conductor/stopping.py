@@ -139,6 +139,9 @@ def _interrupt(run_dir: Path, taken: Taken) -> Holder | None:
             f"there; log in to {who.host} and give the same command"
         )
     others = [each.name for each in run_dir.parent.iterdir() if each != run_dir and _has(each, who)]
+    # One that works on a fleet may have a single release in progress, and others to come.
+    fleets = run_dir.parent.parent.glob("fleets/*")
+    others += [f"fleet {each.name}" for each in fleets if _has(each, who)]
     if others:
         raise unusable(
             f"{run_dir}: process {who.pid} works on it and on {len(others)} more ({others[0]}, "

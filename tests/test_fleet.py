@@ -29,7 +29,7 @@ from conductor.failure import Failure
 from conductor.fleet.asked import Asked, read_fleet_file
 from conductor.fleet.board import Standing
 from conductor.fleet.places import Places
-from conductor.fleet.record import RECORD, plan_fleet, read_fleet
+from conductor.fleet.record import RECORD, hold_fleet, plan_fleet, read_fleet
 from conductor.fleet.running import Crew, Prepared, exit_code, prepare
 from conductor.fleet.sharing import ASKING, Sharing, baseline_of
 from conductor.fleet.show import fleet_table, headline, lines, read_status
@@ -116,7 +116,17 @@ CASES: list[Any] = [
         id="twice-by-the-default-suite",
     ),
     pytest.param({"models": ["demo"]}, "recipes", id="no-recipes"),
-    pytest.param({"name": "x"}, "week.yaml", id="nothing"),
+    pytest.param({"name": "x"}, "week.yaml: asks for nothing; say `models`", id="nothing"),
+    pytest.param(
+        {
+            "releases": [
+                {"model": "demo", "recipe": "int8", "settings": {"seed": 1, "threshold": 0.1}},
+                {"model": "demo", "recipe": "int8", "settings": {"threshold": 0.1, "seed": 1}},
+            ]
+        },
+        r"releases\.2: is the same release as releases\.1",
+        id="twice-in-another-order",
+    ),
     pytest.param({**ROWS, "name": "a/b"}, "name", id="name-of-a-directory"),
     pytest.param({**ROWS, "at_once": 0}, "at_once", id="none-at-once"),
     pytest.param({**ROWS, "speed": 9}, "speed", id="unknown"),
@@ -183,6 +193,33 @@ def test_run_ids_are_drawn_once(ask: Callable[..., tuple[Asked, Path]]) -> None:
     assert read_fleet(first.directory).asked == asked
     assert not shape_problems(first.document(), "fleet_record")
     assert second.created == first.created
+
+
+def test_a_release_is_the_same_in_whatever_order_its_settings_stand(
+    ask: Callable[..., tuple[Asked, Path]],
+) -> None:
+    settings = {"seed": 1, "threshold": 0.1}
+    drawn: list[tuple[str, ...]] = []
+    for names in (["seed", "threshold"], ["threshold", "seed"]):
+        own = {name: settings[name] for name in names}
+        asked, workspace = ask(releases=[{"model": "demo", "recipe": "int8", "settings": own}])
+        fleet = plan_fleet(asked, workspace, NOW if not drawn else clock())
+        fleet.directory.mkdir(parents=True, exist_ok=True)
+        fleet.write()
+        drawn.append(fleet.run_ids)
+    assert drawn[0] == drawn[1]
+
+
+def test_who_works_on_a_fleet_is_named_with_what_to_do(tmp_path: Path) -> None:
+    directory = tmp_path / "fleets" / "week"
+    with (
+        hold_fleet(directory),
+        pytest.raises(Failure, match=rf"process {os.getpid()} .*--watch.*kill -INT") as caught,
+        hold_fleet(directory),
+    ):
+        pytest.fail("there are two")
+    assert caught.value.failure_class is FailureClass.USER_CONFIG_ERROR
+    assert "day0 stop" not in caught.value.message
 
 
 def test_a_name_belongs_to_one_file(ask: Callable[..., tuple[Asked, Path]], tmp_path: Path) -> None:
@@ -562,19 +599,22 @@ def test_releases_on_a_cluster_share_one_connection_and_its_bound(
 ) -> None:
     (tmp_path / "clusters.yaml").write_text("clusters:\n  c: {device: cpu, max_jobs: 3}\n")
     monkeypatch.chdir(tmp_path)
-    connected: list[Any] = []
+    connected: list[following.Connection] = []
+    really_connect = following.connect
 
-    def connect(cluster: Any, environ: Any, *slots: Any) -> Any:
-        connected.append(slots)
-        return connected
+    def connect(*args: Any) -> following.Connection:
+        connected.append(really_connect(*args))
+        return connected[-1]
 
+    monkeypatch.setattr(following, "COMMANDS", ())
     monkeypatch.setattr(following, "connect", connect)
     environ = {"XDG_CONFIG_HOME": str(tmp_path / "config")}
     places = Places(environ, 2)
     options = {"executor": "slurm", "cluster": "c", "dry_run": True}
     worlds = [places.find(config(**options, threshold=n / 100))[0] for n in (1, 2)]
     assert [world.cluster and world.cluster.name for world in worlds] == ["c", "c"]
-    ((one,),) = connected
+    (connection,) = connected
+    one = connection.slots
 
     def give_up() -> None:
         raise KeyboardInterrupt

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from job_folders import T0, claimed, job_ended, job_folder, name_of, submitted
 
-from conductor.chain import Stage
+from conductor.chain import Stage, State
 from conductor.jobs import (
     Job,
     Standing,
@@ -21,6 +21,7 @@ from conductor.jobs import (
     total_queued_s,
     total_ran_s,
 )
+from conductor.journal import Journal
 
 NOW = datetime.fromtimestamp(T0, UTC) + timedelta(minutes=15)
 SUBMITTED = {
@@ -134,6 +135,39 @@ def test_folders_tell_of_what_no_event_told(
     assert (job.stage, job.directory) == (Stage.BASELINE_EVAL, "stages/baseline_eval/attempt-2")
     assert (job.standing, job.job_id, job.reason) == (standing, number, reason)
     assert job.folder == "stages/baseline_eval/attempt-2/jobs/1"
+
+
+def test_stamps_tell_of_a_job_whose_end_nobody_saw(tmp_path: Path) -> None:
+    outcome = {"status": "ok", "at": T0 + 240.0}
+    job_folder(tmp_path, submitted=submitted(), claim=claimed(), outcome=outcome)
+    (job,) = read_jobs(tmp_path)
+    assert (job.standing, job.queued_s, job.ran_s) == (Standing.ENDED, 180.0, 60.0)
+    assert total_gpu_hours([job]) == round(60 / 3600, 6)
+
+
+@pytest.mark.parametrize(
+    ("then", "standing"),
+    [
+        pytest.param([], "queued", id="being-submitted"),
+        pytest.param(["stage_finished"], "ended", id="given-up"),
+        pytest.param(["stage_finished", "stage_started"], "queued", id="begun-again"),
+    ],
+)
+def test_a_job_that_slurm_refused_waits_in_no_queue(
+    tmp_path: Path, then: list[str], standing: str
+) -> None:
+    journal = Journal.create(tmp_path / "run", clock=lambda: NOW, model="m", recipe="r")
+    journal.start(Stage.PTQ)
+    job_folder(journal.run_dir)
+    journal.record("job_submitted", **{n: SUBMITTED[n] for n in ("name", "directory", "stage")})
+    for each in then:
+        if each == "stage_finished":
+            journal.finish(Stage.PTQ, State.FAILED, detail="refused")
+        else:
+            journal.start(Stage.PTQ)
+    (job,) = read_jobs(journal.run_dir)
+    assert job.standing == standing
+    assert (job.so_far(NOW).queued_s is None) is (standing == "ended")
 
 
 def test_an_intent_that_is_not_whole_is_no_job(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from job_folders import job_folder, name_of
+from job_folders import cluster, job_folder, name_of
 
 from conductor.chain import Stage, State
 from conductor.compatibility import TABLE, Engine, Row
@@ -415,6 +415,38 @@ def test_a_request_that_comes_through_this_time_ends_with_0(
         assert (done.returncode, done.stderr) == (status, "")
         assert f"then: exit code 5; now: exit code {status}" in done.stdout
         shutil.rmtree(release.journal.run_dir.parent / "work")
+
+
+def test_a_step_of_a_cluster_is_repeated_where_one_is(
+    make: Make, tmp_path: Path, environments: Environments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = make(Stage.SETUP, resolved=False, dry_run=True, model="demo")
+    release.world = replace(release.world, cluster=cluster())
+    fail(release, Stage.SETUP, "no node has as many cores")
+    write_reproduction(release, exit_code=2)
+    bin_dir = tmp_path / "bin"
+    bin_dir.mkdir()
+    day0 = bin_dir / "day0"
+    day0.write_text('#!/bin/sh\n[ "$1" = cluster ] && exit 2\necho resources >&2\nexit 2\n')
+    day0.chmod(0o755)
+
+    def again() -> tuple[int, str]:
+        done = repeat(release.journal.run_dir, environments, DAY0=str(day0))
+        shutil.rmtree(release.journal.run_dir.parent / "work")
+        return done.returncode, done.stdout + done.stderr
+
+    code, said = again()
+    if shutil.which("sbatch") is None:
+        assert (code, "there is no sbatch here" in said) == (120, True)
+    (bin_dir / "sbatch").write_text("#!/bin/sh\n")
+    (bin_dir / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{bin_dir}:{os.environ['PATH']}")
+    code, said = again()
+    assert (code, "cluster is not described here" in said) == (120, True)
+    day0.write_text("#!/bin/sh\n[ $1 = cluster ] && exit 0\npwd\nexit 2\n")
+    code, said = again()
+    assert (code, "then: exit code 2; now: exit code 2" in said) == (2, True)
+    assert str(release.journal.run_dir.parent) in said.splitlines(), "where a clusters.yaml may lie"
 
 
 def test_what_was_asked_for_by_path_travels(

@@ -131,6 +131,17 @@ def test_a_conductor_on_another_host_is_left_alone(run_dir: Path) -> None:
         assert process.poll() is None
 
 
+def test_a_fleet_with_one_release_in_progress_is_left_alone(run_dir: Path) -> None:
+    fleet = run_dir.parent.parent / "fleets" / "week"
+    fleet.mkdir(parents=True)
+    with conductor(run_dir) as process:
+        (fleet / HOLDER).write_bytes((run_dir / HOLDER).read_bytes())
+        with pytest.raises(Failure, match=r"1 more \(fleet week, .*kill -INT") as caught:
+            stop(run_dir)
+        assert caught.value.failure_class is FailureClass.USER_CONFIG_ERROR
+        assert process.poll() is None
+
+
 def test_a_conductor_of_several_releases_is_left_alone(run_dir: Path) -> None:
     other = run_dir.with_name("demo-fp8-1")
     other.mkdir()

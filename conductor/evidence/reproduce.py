@@ -394,6 +394,7 @@ def _render(release: Release, step: FailingStep, details: Document) -> str:
     from importlib.metadata import version
 
     environment = templates()
+    asked, cluster = step.kind is Kind.CONDUCTOR, release.world.cluster
     doing = step.tool or (f"the server of the {step.side}" if step.side else None)
     doing = doing or (f"gate {step.gate}" if step.gate else "day0 itself")
     return environment.get_template(f"{SCRIPT}.j2").render(
@@ -407,6 +408,7 @@ def _render(release: Release, step: FailingStep, details: Document) -> str:
             "exit_code": step.exit_code,
             "day0_version": version("day0"),
             "python": PYTHON,
+            "cluster": cluster and asked and shlex.quote(cluster.name),
             "device": release.world.machine.device,
             "health_timeout_s": int(release.config.engine.health_timeout_s),
             "variables": [],

@@ -7,6 +7,7 @@ runs.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -39,6 +40,11 @@ class Wanted:
     def named(self) -> dict[str, str | None]:
         """What is released, as options of a release."""
         return {"model": self.model, "recipe": self.recipe, "suite": self.suite}
+
+    @property
+    def key(self) -> str:
+        """The same for what is the same release, in whatever order its settings stand."""
+        return json.dumps([self.named(), dict(self.settings)], sort_keys=True)
 
     def own_words(self) -> str:
         """Its own settings in one line."""
@@ -82,6 +88,8 @@ def read_fleet_file(file: Path, workspace: Path | None = None) -> tuple[Asked, P
     """
     document = read_yaml(file, schema="fleet", what="fleet")
     where = f"fleet {file}"
+    if not {"models", "releases"} & document.keys():
+        raise refuse(where, "asks for nothing; say `models` and `recipes`, or `releases`, or both")
     settings = _settings(document.get("settings"), f"{where}: settings", NOT_IN_SETTINGS)
     config = file.parent / document["config"] if "config" in document else None
     base = load_config(config, settings | ({"workspace": str(workspace)} if workspace else {}), ())
@@ -136,8 +144,10 @@ def _rows(
         used |= hits
         if not hits:
             yield f"{model} with {recipe}", row
-    if unused := [excluded[n] for n in range(len(excluded)) if n not in used]:
-        raise refuse(where, f"exclude: {unused[0]} is no part of the product; correct it")
+    for n, out in enumerate(excluded):
+        if n not in used:
+            words = ", ".join(f"{name}: {value}" for name, value in out.items())
+            raise refuse(where, f"exclude: {words} is no part of the product; correct it")
     for number, row in enumerate(document.get("releases", []), start=1):
         yield f"releases.{number}", {"suite": suite, **row}
 
@@ -155,7 +165,7 @@ def _resolve(
         except Failure as failure:
             problems.append(f"{place}: {failure.message}")
             continue
-        if (first := places.setdefault(repr(wanted), place)) != place:
+        if (first := places.setdefault(wanted.key, place)) != place:
             problems.append(
                 f"{place}: is the same release as {first}; take it out, or give it settings of "
                 "its own"

@@ -99,11 +99,6 @@ class Board:
             number, state=state, decision=decision, problem=problem, seconds=seconds, doing=""
         )
 
-    def queued(self, number: int, seconds: float) -> None:
-        """A job of a release waited so long before it ran."""
-        with self._lock:
-            self._lines[number].queued_s += seconds
-
     def states(self) -> list[tuple[Standing, str | None]]:
         """Return state and decision of every release."""
         with self._lock:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,12 +18,12 @@ from typing import Any
 
 from conductor.config import Config
 from conductor.documents import refuse, validate
-from conductor.failure import unusable
+from conductor.failure import Failure, unusable
 from conductor.files import read_json, write_json
 from conductor.fleet.asked import Asked, Wanted
 from conductor.history import timestamp
 from conductor.journal import name_run
-from conductor.run_lock import hold
+from conductor.run_lock import Taken, hold
 
 RECORD = "fleet.json"
 VERSION = 1
@@ -63,15 +63,17 @@ class Fleet:
         """The workspace of all its releases."""
         return self.directory.parent.parent
 
+    def pairs(self) -> Iterator[tuple[Wanted, str]]:
+        """Return what is asked for, each with its run id."""
+        return zip(self.asked.releases, self.run_ids, strict=True)
+
     def releases(self) -> Iterator[Planned]:
         """Yield every release in its order.
 
         Raises:
             Failure: USER_CONFIG_ERROR when a configuration file has become unusable.
         """
-        for number, (wanted, run_id) in enumerate(
-            zip(self.asked.releases, self.run_ids, strict=True), start=1
-        ):
+        for number, (wanted, run_id) in enumerate(self.pairs(), start=1):
             yield Planned(
                 number=number,
                 wanted=wanted,
@@ -97,7 +99,7 @@ class Fleet:
             "max_jobs": asked.max_jobs,
             "releases": [
                 {"run_id": run_id, **wanted.named(), "settings": dict(wanted.settings)}
-                for wanted, run_id in zip(asked.releases, self.run_ids, strict=True)
+                for wanted, run_id in self.pairs()
             ],
         }
 
@@ -117,12 +119,26 @@ def hold_fleet(directory: Path) -> Iterator[None]:
         Failure: as ``run_lock.hold``.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with hold(directory):
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(hold(directory))
+        except Taken as taken:
+            raise _at_work(directory, taken) from None
         try:
             yield
         finally:
             if not (directory / RECORD).exists():
                 shutil.rmtree(directory, ignore_errors=True)
+
+
+def _at_work(directory: Path, taken: Taken) -> Failure:
+    if (who := taken.who) is None:
+        return taken
+    return unusable(
+        f"{directory}: process {who.pid} on {who.host} works on it since {who.since} "
+        f"({who.command}); see how far it is with the same command and --watch, wait for it, or "
+        f"stop it with: kill -INT {who.pid}"
+    )
 
 
 def plan_fleet(asked: Asked, workspace: Path, now: datetime) -> Fleet:
@@ -146,11 +162,11 @@ def plan_fleet(asked: Asked, workspace: Path, now: datetime) -> Fleet:
                 f"name: {asked.name} is that of {before.asked.file} in this workspace; give one of "
                 "them another name",
             )
-        known = dict(zip(map(repr, before.asked.releases), before.run_ids, strict=True))
+        known = {each.key: run_id for each, run_id in before.pairs()}
         created = before.created
     drawn = secrets.token_hex(2)
     run_ids = [
-        known.get(repr(wanted)) or _name(asked, wanted, workspace, now, f"{drawn}-{number:03}")
+        known.get(wanted.key) or _name(asked, wanted, workspace, now, f"{drawn}-{number:03}")
         for number, wanted in enumerate(asked.releases, start=1)
     ]
     return Fleet(directory=directory, asked=asked, created=created, run_ids=tuple(run_ids))

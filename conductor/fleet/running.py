@@ -31,7 +31,7 @@ from conductor.files import write_json
 from conductor.fleet.board import STATUS, Board, Standing, Watching
 from conductor.fleet.record import Fleet, Planned
 from conductor.fleet.sharing import Sharing, baseline_of, sharing_stages
-from conductor.jobs import read_jobs, total_queued_s
+from conductor.jobs import read_jobs
 from conductor.journal import Clock
 from conductor.looking_back import finished_report
 from conductor.redaction import redact
@@ -253,7 +253,7 @@ class Crew:
         """Begin a release, or go on with it; one that has come to a decision is kept."""
         begun = _is_begun(each)
         if begun:
-            self.board.queued(each.number, total_queued_s(read_jobs(each.run_dir)) or 0.0)
+            self._show_queued(each)
         if begun and (document := finished_report(each.run_dir, self._clock)):
             self._end(each, document, Standing.KEPT)
             return
@@ -271,6 +271,15 @@ class Crew:
             )
             document = self._conductor(each, config).run(config, each.run_dir)
         self._end(each, document, Standing.FINISHED)
+
+    def _show_queued(self, each: Planned) -> None:
+        """Show for how long the jobs of a release waited, as far as that is known.
+
+        What is known when a job starts is an estimate; its end says better.
+        """
+        with suppress(OSError):  # it is only shown
+            queued_s = sum(job.queued_s or 0.0 for job in read_jobs(each.run_dir))
+            self.board.write(each.number, queued_s=round(queued_s, 3))
 
     def _end(self, each: Planned, document: Mapping[str, Any], state: Standing) -> None:
         decided = document["decision"] is not None
@@ -298,8 +307,8 @@ class Crew:
         def open_stoppable(world: World, note: Note) -> Tools:
             def noting(event: str, **facts: Any) -> None:
                 note(event, **facts)
-                if event == "job_started":
-                    self.board.queued(each.number, facts["queued_s"] or 0.0)
+                if event in ("job_started", "job_ended"):
+                    self._show_queued(each)
 
             return Stoppable(open_tools(world, noting), still_wanted)
 

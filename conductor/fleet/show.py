@@ -40,16 +40,18 @@ def fleet_table(document: Document, now: datetime) -> RenderableType:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, expand=True)
+    table.add_column("", justify="right", no_wrap=True)
     for heading in ("model", "recipe", "suite"):
         table.add_column(heading, overflow="ellipsis", no_wrap=True, min_width=6)
     for heading, width in (("stage", 8), ("state", 8), ("decision", 9)):
         table.add_column(heading, no_wrap=True, min_width=width)
     for heading in ("time", "queued"):
-        table.add_column(heading, justify="right", no_wrap=True, min_width=8)
+        table.add_column(heading, justify="right", no_wrap=True, min_width=10)
     table.add_column("", overflow="ellipsis", no_wrap=True, ratio=1)
     rows = printable(document["releases"])
     for row in rows:
         table.add_row(
+            str(row["number"]),
             *map(escape, (_short(row["model"]), _recipe(row), _short(row["suite"]))),
             row["stage"] or "",
             _styled(row["state"]),
