@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,15 +126,29 @@ def test_the_canary_answers_in_its_own_job(config: Config, stages: Path) -> None
     assert events == ["server_started"] * 2 + ["server_stopped"] * 2
 
 
-def test_server_and_harness_are_in_one_job(config: Config, stages: Path) -> None:
+def inquire(config: Config, stages: Path) -> Inquiry:
     suite, model = load_suite("demo"), resolve_model("demo")
-    inquiry = Inquiry(
+    return Inquiry(
         side="source",
         suite=suite,
         settings=harness_settings(config, suite, model),
         directory=stages / "baseline_eval",
         request_cache=stages / "baseline_eval" / "requests" / "all",
     )
+
+
+def test_an_evaluation_is_known_again_after_both_sides_did_not_fit(
+    config: Config, stages: Path
+) -> None:
+    """The source may be evaluated beside the stage that finds out."""
+    inquiry, engine = inquire(config, stages), opened(config, stages)
+    narrow = replace(engine, one_at_a_time=True)
+    assert evaluation_task(narrow, inquiry) == evaluation_task(engine, inquiry)
+    assert canary_task(narrow, [], stages, None) != canary_task(engine, [], stages, None)
+
+
+def test_server_and_harness_are_in_one_job(config: Config, stages: Path) -> None:
+    inquiry = inquire(config, stages)
     task = evaluation_task(opened(config, stages), inquiry)
     events: list[str] = []
     done_here(task, config, events)

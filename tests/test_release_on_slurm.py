@@ -247,19 +247,35 @@ def test_a_conductor_that_dies_around_a_submission(
     comes_to_its_end(place, whole)
 
 
-def test_a_conductor_that_dies_while_sbatch_runs(place: Place, whole: Path) -> None:
+def sbatch_that_first(place: Place, line: str) -> str:
+    """Return a PATH on which the first ``sbatch`` does ``line`` before it is the real one."""
+    stand_in = place.directory / "bin" / "sbatch"
+    stand_in.parent.mkdir()
+    first = place.the_first_job(line)
+    stand_in.write_text(f'#!/bin/sh\n{first}\nexec {shutil.which("sbatch")} "$@"\n')
+    stand_in.chmod(0o755)
+    return f"{stand_in.parent}:{os.environ['PATH']}"
+
+
+def test_a_conductor_that_dies_while_sbatch_runs(
+    place: Place, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place.describe()
-    slow = place.directory / "bin" / "sbatch"
-    slow.parent.mkdir()
-    sbatch = shutil.which("sbatch")
-    slow.write_text(f'#!/bin/sh\ntouch {place.once}\nsleep 2\nexec {sbatch} "$@"\n')
-    slow.chmod(0o755)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATH", f"{slow.parent}:{os.environ['PATH']}")
-        with place.conductor() as conductor:
-            soon(place.once.exists)
-            conductor.kill()
+    monkeypatch.setenv("PATH", sbatch_that_first(place, "sleep 2"))
+    with place.conductor() as conductor:
+        soon(place.once.exists)
+        conductor.kill()
     comes_to_its_end(place, whole)
+
+
+def test_an_sbatch_that_hangs_is_tried_again(
+    place: Place, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.describe()
+    monkeypatch.setenv("PATH", sbatch_that_first(place, "exec sleep 600"))
+    finished = place.release()
+    assert finished.exit_code == ACCEPT, finished.stderr
+    assert place.problems(whole) == []
 
 
 def test_a_conductor_that_dies_while_its_job_is_queued(place: Place, whole: Path) -> None:
@@ -436,6 +452,31 @@ def test_a_controller_that_is_down_is_waited_for(place: Place, whole: Path) -> N
         said, _ = conductor.communicate(timeout=LONGEST_S)
     assert conductor.returncode == ACCEPT, said
     assert place.problems(whole) == []
+
+
+def test_a_job_that_its_controller_forgot_is_an_attempt(place: Place) -> None:
+    """A controller that dies knows nothing of the last seconds."""
+    place.describe(place.behind_gate)
+    with place.conductor() as conductor:
+        soon(lambda: any((job / "submitted.json").exists() for job in place.jobs()))
+        place.rig.kill_controller()
+        place.rig.start_controller()
+        place.gate.touch()
+        said, _ = conductor.communicate(timeout=LONGEST_S)
+    assert conductor.returncode == ACCEPT, said
+    assert all_problems(place.run) == []
+
+
+def test_a_cluster_whose_numbers_begin_anew(place: Place) -> None:
+    """The job at hand is lost, and the next one has a number that another had before."""
+    place.describe(place.the_first_job("exec sleep 600"))
+    with place.conductor() as conductor:
+        soon(lambda: place.once.exists() and place.queued("RUNNING"))
+        place.rig.forget_jobs()
+        said, _ = conductor.communicate(timeout=LONGEST_S)
+    assert conductor.returncode == ACCEPT, said
+    assert len(place.jobs()) == 5
+    assert all_problems(place.run) == []
 
 
 def test_a_release_needs_no_accounting(place: Place, whole: Path) -> None:

@@ -142,6 +142,7 @@ class Desk:
     directory: Path
     slurm: StandInSlurm
     goes_on: bool = True
+    resources: Resources = RESOURCES
     task: Mapping[str, Any] = field(default_factory=lambda: {"task": "worker"})
     notes: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
@@ -160,7 +161,7 @@ class Desk:
         errand = Errand(
             place=Place.of(self.directory),
             task=self.task,
-            resources=RESOURCES,
+            resources=self.resources,
             goes_on=self.goes_on,
             module="conductor.cluster.job",
             note=lambda event, **facts: self.notes.append((event, facts)),
@@ -253,7 +254,7 @@ def test_an_outcome_counts_whatever_slurm_says(desk: Desk, slurm: StandInSlurm) 
 
 def test_who_cancelled_a_job_is_asked_of_accounting(desk: Desk, slurm: StandInSlurm) -> None:
     slurm.plans = [["RUNNING", "CANCELLED"]]
-    with pytest.raises(Stopped, match="cancelled by 1001"):
+    with pytest.raises(Stopped, match="cancelled by user id 1001"):
         desk.ask()
 
 
@@ -281,8 +282,10 @@ def test_an_end_without_an_outcome_is_a_failure(
 
 
 def test_a_job_that_ran_into_its_walltime_is_continued(desk: Desk, slurm: StandInSlurm) -> None:
-    slurm.plans = [["TIMEOUT"], ["TIMEOUT"], [OK]]
+    slurm.plans = [["TIMEOUT"], ["RUNNING", "TIMEOUT"], [OK]]
     assert desk.ask()["answer"] == 42
+    assert "starting" not in desk.told
+    assert "continued after its walltime, 1 of 2: starting" in desk.told
     assert [each.path.name for each in desk.folders()] == ["1", "2", "3"]
     assert len({each.name for each in desk.folders()}) == 3
 
@@ -298,7 +301,7 @@ def test_a_job_that_somebody_cancelled_stops_the_run_until_it_is_resumed(
     desk: Desk, slurm: StandInSlurm
 ) -> None:
     slurm.plans = [["RUNNING", ("CANCELLED", "", {"cancelled_by": "1002"})], [OK]]
-    with pytest.raises(Stopped, match="cancelled by 1002"):
+    with pytest.raises(Stopped, match="cancelled by user id 1002"):
         desk.ask()
     assert len(slurm.submitted) == 1
     assert desk.ask()["answer"] == 42
@@ -414,12 +417,13 @@ def test_a_job_that_is_not_wanted_any_more_is_cancelled(desk: Desk, slurm: Stand
 
 def test_a_job_for_another_task_is_not_taken_for_this_one(desk: Desk, slurm: StandInSlurm) -> None:
     folder = left_by_a_dead_conductor(desk, "7")
-    slurm.jobs[folder.name] = ["RUNNING"]
+    slurm.jobs[folder.name] = ["RUNNING", "RUNNING", None, "COMPLETING", "CANCELLED"]
     desk.task = {"task": "worker", "request": {"seed": 1}}
     slurm.plans = [[OK]]
     assert desk.ask()["answer"] == 42
-    assert slurm.cancelled == ["7"]
+    assert {*slurm.cancelled} == {"7"}
     assert len(desk.folders()) == 2
+    assert slurm.jobs[folder.name] == ["CANCELLED"], "it has left the directory to the other"
 
 
 @pytest.mark.parametrize("stalled", [True, False])
@@ -440,6 +444,34 @@ def test_a_failed_task_is_a_failure_of_its_class(
     with pytest.raises(Failure, match="it hangs") as caught:
         desk.ask()
     assert isinstance(caught.value, Stalled) is stalled
+
+
+@pytest.mark.parametrize(("memory_gib", "is_named"), [(4.5, True), (None, False)])
+def test_want_of_memory_names_what_the_job_had(
+    desk: Desk, slurm: StandInSlurm, memory_gib: float | None, is_named: bool
+) -> None:
+    said = "the server ended with exit status 1\nits last lines"
+    outcome = {"status": "failed", "failure_class": "OUT_OF_MEMORY", "message": said, "at": 1.0}
+    slurm.plans = [[outcome]]
+    desk.resources = replace(RESOURCES, memory_gib=memory_gib)
+    with pytest.raises(Failure) as caught:
+        desk.ask()
+    first, _, last = caught.value.message.partition("\n")
+    assert caught.value.failure_class is FailureClass.OUT_OF_MEMORY
+    remedy = "its job had 4.5 GiB, raise memory_gib of ptq in clusters.yaml if that is too little"
+    assert (remedy in first) is is_named
+    assert last == "its last lines"
+
+
+def test_records_of_processes_end_with_their_job(desk: Desk, slurm: StandInSlurm) -> None:
+    """One that was killed cannot remove its own."""
+    record = desk.directory / "worker.process.json"
+    desk.directory.mkdir(parents=True)
+    record.touch()
+    slurm.plans = [["RUNNING", "FAILED"]]
+    with pytest.raises(Failure):
+        desk.ask()
+    assert not record.exists()
 
 
 def test_what_dead_writers_left_unfinished_is_removed(desk: Desk, slurm: StandInSlurm) -> None:

@@ -2,7 +2,8 @@
 
 Runs on the first node of the allocation, in place of the script's shell. ``outcome.json`` is
 written last, in one rename: a folder with an outcome is done, whatever becomes of the job. A job
-that Slurm ends writes none, so that the conductor asks Slurm why.
+that Slurm ends writes none, also where the end of its servers and workers, who are told as well,
+makes its task fail first: the conductor asks Slurm why.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Mapping
@@ -26,11 +28,13 @@ from conductor.redaction import know, redact_document
 from gates import FailureClass
 
 REPORT_EVERY_S = 1.0
+ENDED = 128 + signal.SIGTERM
+"""The exit status of a job that Slurm ends, as shells have it."""
 
 
 def main(path: str) -> None:
     """Carry out the task of the folder at ``path``; called on the node."""
-    _end_in_order()
+    is_ended = _end_in_order()
     know(os.environ, ())
     folder = JobFolder(Path(path))
     job_id = os.environ["SLURM_JOB_ID"]
@@ -39,16 +43,26 @@ def main(path: str) -> None:
     os.environ[JOB] = job_id
     notes: list[dict[str, Any]] = []
     outcome = _work(folder, notes)
+    if is_ended.is_set() and outcome["status"] != "ok":
+        sys.exit(ENDED)
     folder.write("outcome", {**outcome, "notes": notes, "at": time.time()})
 
 
-def _end_in_order() -> None:
-    """Let what Slurm sends before it kills end the servers and workers in good order."""
+def _end_in_order() -> threading.Event:
+    """Let what Slurm sends before it kills end the servers and workers in good order.
+
+    Returns:
+        What is set as soon as Slurm has sent it.
+    """
+    is_ended = threading.Event()
 
     def stop(number: int, frame: object) -> NoReturn:
-        raise SystemExit(128 + number)
+        signal.signal(number, signal.SIG_IGN)  # a second one would cut the good order short
+        is_ended.set()
+        raise SystemExit(ENDED)
 
     signal.signal(signal.SIGTERM, stop)
+    return is_ended
 
 
 def _work(folder: JobFolder, notes: list[dict[str, Any]]) -> dict[str, Any]:

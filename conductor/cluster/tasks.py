@@ -103,11 +103,14 @@ def canary_task(
 
 
 def evaluation_task(opened: Opened, inquiry: Inquiry) -> dict[str, Any]:
-    """Return the task of serving one side and evaluating it."""
+    """Return the task of serving one side and evaluating it.
+
+    How many sides fit at a time, which may come out while it runs, makes no other task of it.
+    """
     return {
         "task": "evaluation",
         "directory": str(inquiry.directory),
-        "opened": opened.document(),
+        "opened": replace(opened, one_at_a_time=False).document(),
         "inquiry": {
             "side": inquiry.side,
             "settings": asdict(inquiry.settings),

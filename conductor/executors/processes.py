@@ -292,6 +292,14 @@ def remove_unfinished(
                 shutil.rmtree(place / name, ignore_errors=True)
 
 
+def remove_records(directory: Path) -> None:
+    """Remove the records below ``directory``, whose processes have all ended with their job."""
+    for where, _, files in os.walk(directory):
+        for name in files:
+            if name.endswith(RECORD_SUFFIX):
+                (Path(where) / name).unlink(missing_ok=True)
+
+
 def _runs(pid: int) -> bool:
     entry = _entry(pid)
     return entry is not None and entry.lives

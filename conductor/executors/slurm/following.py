@@ -14,13 +14,14 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from tenacity import Retrying, retry_if_exception_type, wait_fixed
 
 from conductor.cluster.description import Cluster, Resources
 from conductor.executors.local import Note, Progress
-from conductor.executors.processes import remove_unfinished
+from conductor.executors.processes import remove_records, remove_unfinished
 from conductor.executors.slurm.commands import (
     Found,
     Queue,
@@ -31,7 +32,7 @@ from conductor.executors.slurm.commands import (
 )
 from conductor.executors.slurm.folders import JobFolder, Place
 from conductor.executors.slurm.slots import JobSlots
-from conductor.executors.slurm.states import ENDINGS, Means, meaning
+from conductor.executors.slurm.states import ENDINGS, Means, has_ended, meaning
 from conductor.executors.slurm.submission import NotSubmitted, in_one_line, submit
 from conductor.failure import Failure, Stalled, Stopped
 from gates import FailureClass
@@ -148,9 +149,10 @@ def carry_out(errand: Errand, connection: Connection) -> dict[str, Any]:
             job = job or _intend(errand, connection)
             ended = job.bring_to_its_end()
             remove_unfinished(errand.place.directory)
+            remove_records(errand.place.directory)
             outcome = job.folder.read("outcome")
             if outcome is not None:
-                return _accept(outcome)
+                return _accept(outcome, errand, connection.cluster)
             job.judge(ended)
             job = None
 
@@ -165,7 +167,7 @@ def _left_behind(errand: Errand, connection: Connection) -> _Job | None:
         return None
     job = _Job(folder=intended[-1], errand=errand, connection=connection, is_new=False)
     if not job.folder.is_for(errand.task):
-        job.abandon()
+        job.supersede()
         return None
     is_good = (job.folder.read("outcome") or {}).get("status") == "ok"
     return job if is_good or job.folder.read("ended") is None else None
@@ -181,7 +183,7 @@ def _intend(errand: Errand, connection: Connection) -> _Job:
     return _Job(folder=folder, errand=errand, connection=connection, is_new=True)
 
 
-def _accept(outcome: Mapping[str, Any]) -> dict[str, Any]:
+def _accept(outcome: Mapping[str, Any], errand: Errand, cluster: Cluster) -> dict[str, Any]:
     """Return an outcome that is ok.
 
     Raises:
@@ -189,9 +191,16 @@ def _accept(outcome: Mapping[str, Any]) -> dict[str, Any]:
     """
     if outcome["status"] == "ok":
         return dict(outcome)
+    said = outcome["message"]
     if outcome.get("stalled"):
-        raise Stalled(outcome["message"])
-    raise Failure(FailureClass(outcome["failure_class"]), outcome["message"])
+        raise Stalled(said)
+    failure_class, memory = FailureClass(outcome["failure_class"]), errand.resources.memory_gib
+    if failure_class is FailureClass.OUT_OF_MEMORY and memory is not None:
+        # A job sees the process that was killed, and not what the job had asked for.
+        first, *rest = said.split("\n")
+        remedy = f"raise memory_gib of {errand.place.stage} in {cluster.file} if that is too little"
+        said = "\n".join([f"{first}; its job had {memory:g} GiB, {remedy}", *rest])
+    raise Failure(failure_class, said)
 
 
 @dataclass(kw_only=True)
@@ -234,6 +243,20 @@ class _Job:
         """True when Slurm had the job, as far as its folder tells."""
         return any(self.folder.read(name) for name in FILES_IN_TIME)
 
+    @cached_property
+    def _continued(self) -> int:
+        """How many jobs of the task ran into their walltime before this one was submitted."""
+        folders = JobFolder.all_of(self.errand.place.directory)
+        ends = [each.read("ended") for each in folders if each.path != self.folder.path]
+        return [_means(each) for each in ends if each].count(Means.TIMEOUT)
+
+    def _show(self, done: int, total: int, doing: str) -> None:
+        """Show how far the task is, and how often it was continued."""
+        if self.errand.goes_on and self._continued:
+            limit = self.connection.cluster.continuations
+            doing = f"continued after its walltime, {self._continued} of {limit}: {doing}"
+        self.errand.progress(done, total, doing)
+
     def _words(self) -> str:
         number = self.folder.job_id
         return f"job {number} ({self.folder.name})" if number else f"job {self.folder.name}"
@@ -242,14 +265,7 @@ class _Job:
 
     def _find(self) -> Row | None:
         """Look for the job until it is found, or known to be nowhere."""
-        timeout_s = self.connection.cluster.command_timeout_s + LOCK_SLACK_S
-        with self.folder.nobody_submits(timeout_s, self._pause) as alone:
-            if not alone:
-                raise Failure(
-                    FailureClass.SYSTEMIC,
-                    f"{self.folder.lock}: a submission holds it for longer than sbatch may take; "
-                    "see with `fuser` who, end it, then resume",
-                )
+        self._wait_for_submission()
         settled_at = self.connection.ticks() + SETTLE_S
         while True:
             found = self.connection.queue.find(self.folder.name, fresh=True)
@@ -259,14 +275,25 @@ class _Job:
                 return None
             self._wait_for(found)
 
+    def _wait_for_submission(self) -> None:
+        """Wait for an ``sbatch`` that outlived its conductor."""
+        timeout_s = self.connection.cluster.command_timeout_s + LOCK_SLACK_S
+        with self.folder.nobody_submits(timeout_s, self._pause) as alone:
+            if not alone:
+                raise Failure(
+                    FailureClass.SYSTEMIC,
+                    f"{self.folder.lock}: a submission holds it for longer than sbatch may take; "
+                    "see with `fuser` who, end it, then resume",
+                )
+
     def _wait_for(self, found: Found) -> None:
         what = "accounting to catch up" if found.reachable else "Slurm's controller, which is down"
-        self.errand.progress(0, 0, f"waiting for {what}")
+        self._show(0, 0, f"waiting for {what}")
         self._pause(LOOK_S if found.reachable else self.connection.cluster.poll_s)
 
     def _submit(self) -> Row | None:
         """Submit the job; return its row where Slurm had it all the same."""
-        self.errand.progress(0, 0, "submitting")
+        self._show(0, 0, "submitting")
         self.errand.note(
             "job_submitted",
             name=self.folder.name,
@@ -315,14 +342,14 @@ class _Job:
             self._note_number(row.job_id)
             return row
         if not self.connection.slurm.answers():
-            self.errand.progress(0, 0, "waiting for Slurm's controller, which is down")
+            self._show(0, 0, "waiting for Slurm's controller, which is down")
             raise Unreachable(refusal)
         scripts = sorted(self.folder.path.glob(".submission_file_*.sh"))
         try:
             self.connection.slurm.test_only([str(each) for each in scripts[-1:]])
         except Refused as no:
             raise self._refused(str(no)) from None
-        self.errand.progress(0, 0, f"waiting to submit: {refusal}")
+        self._show(0, 0, f"waiting to submit: {refusal}")
         raise Unreachable(refusal)
 
     def _refused(self, said: str) -> Failure:
@@ -378,13 +405,13 @@ class _Job:
                 queued_s=self._times(row)[0],
             )
         if not found.reachable:
-            self.errand.progress(0, 0, "Slurm's controller is down; waiting for it, or for the job")
+            self._show(0, 0, "Slurm's controller is down; waiting for it, or for the job")
         elif means is Means.RUNNING:
             told = self.folder.read("progress") or {"done": 0, "total": 0, "doing": "starting"}
-            self.errand.progress(told["done"], told["total"], told["doing"])
+            self._show(told["done"], told["total"], told["doing"])
         elif row is None or means in (Means.WAITING, Means.HELD, Means.IMPOSSIBLE):
             why = f" ({row.reason})" if row and row.reason not in ("", "None") else ""
-            self.errand.progress(0, 0, f"queued{why}")
+            self._show(0, 0, f"queued{why}")
 
     def _refuse(self, row: Row, means: Means) -> None:
         """End the waiting for a job that does not start by itself."""
@@ -470,21 +497,15 @@ class _Job:
         if means is Means.TIMEOUT and not self.errand.goes_on:
             words = "its work cannot be continued where it was; "
         elif means is Means.TIMEOUT:
-            if self._continued() < cluster.continuations:
+            if self._continued < cluster.continuations:
                 return
             words = f"it was continued {cluster.continuations} times, as often as allowed; "
         said = f"{self._words()} of {stage} ended with {ended['state']}: {words}{ending.words}"
         if means is Means.CANCELLED:
-            by = f" by {ended['by']}" if ended["by"] else ""
+            by = f" by user id {ended['by']}" if ended["by"] else ""
             raise Stopped(f"{said.replace('ended with CANCELLED', f'was cancelled{by}')}")
         log = next(iter(sorted(self.folder.path.glob("*.out"))), self.folder.path)
         raise Failure(ending.failure_class or FailureClass.UNKNOWN, f"{said}; its log is {log}")
-
-    def _continued(self) -> int:
-        """Return how many jobs of the task, this one included, ran into their walltime before."""
-        ends = [each.read("ended") for each in JobFolder.all_of(self.errand.place.directory)]
-        means = [_means(each) for each in ends if each]
-        return means.count(Means.TIMEOUT) - 1
 
     def abandon(self) -> None:
         """Cancel the job, where there is one, and write down that it is over."""
@@ -498,6 +519,21 @@ class _Job:
         except Unreachable:
             self.errand.note("job_left", name=self.folder.name, job_id=number)
         self._end(row, CANCELLED)
+
+    def supersede(self) -> None:
+        """Cancel the job and wait for its end, so that another may work in its directory."""
+        if self.folder.read("ended") is None:
+            self._wait_for_submission()
+        self.abandon()
+        while True:
+            found = self.connection.queue.find(self.folder.name)
+            if found.reachable:
+                if found.row is None or has_ended(found.row.state):
+                    return
+                with suppress(Unreachable):
+                    self.connection.slurm.cancel([found.row.job_id])
+            self._show(0, 0, f"waiting for the end of {self._words()}")
+            self._pause(self.connection.cluster.poll_s)
 
     def _pause(self, seconds: float) -> None:
         self.errand.still_wanted()

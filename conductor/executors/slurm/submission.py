@@ -54,7 +54,8 @@ def submit(
     try:
         job_id = executor.send([str(cluster.python), "-m", module, str(folder.path)])
     except (FailedJobError, FailedSubmissionError) as error:
-        raise NotSubmitted(_said(errors) or str(error)) from None
+        silence = f"sbatch gave neither a number nor a reason in {cluster.command_timeout_s:g} s"
+        raise NotSubmitted(_said(errors) or str(error) or silence) from None
     for link in folder.path.glob(".submission_file_*.sh"):
         link.unlink()  # it points to the script by a path that will not hold elsewhere
     return job_id
