@@ -25,6 +25,7 @@ from conductor.engines import EngineSession
 from conductor.engines.opening import longest_request
 from conductor.executors.environ import worker_environ
 from conductor.executors.local import Progress, Worker
+from conductor.executors.slurm.folders import JobFolder
 from conductor.failure import Failure, Stalled
 from conductor.files import read_json, write_json
 from conductor.harnesses.lm_eval import (
@@ -126,7 +127,8 @@ def evaluate(
     Raises:
         Failure: the engine or the harness failed, or what it left cannot be accounted for.
     """
-    if not inquiry.is_answered():
+    # A job that has answered may still be ending its server, and is waited for.
+    if not (inquiry.is_answered() and JobFolder.are_over(inquiry.directory)):
         session = open_engine()
         try:
             tools.ask(inquiry, session, world, progress, still_wanted)

@@ -97,3 +97,14 @@ def check_environment(world: World, name: str) -> None:
             f"`{sys.executable} -m conductor.environments build{place if cluster else ''} {name}`"
             + (f", or name an interpreter for it in {cluster.file}" if cluster else ""),
         )
+
+
+def check_python(cluster: Cluster) -> None:
+    """Refuse a cluster without the interpreter for our own code; in an image none is seen."""
+    in_images = any(each.container_image for each in cluster.resources.values())
+    if not in_images and not cluster.python.exists():
+        raise Failure(
+            FailureClass.SYSTEMIC,
+            f"{cluster.file}: clusters.{cluster.name}.python: there is no {cluster.python}; name "
+            "the interpreter that has day0 on the shared storage",
+        )

@@ -461,8 +461,8 @@ class Conductor:
 
 
 def _free_memory(release: Release) -> None:
-    """Do one thing at a time from now on."""
-    if release.ahead:
+    """Do one thing at a time from now on; jobs of a cluster share no memory."""
+    if release.ahead and release.world.cluster is None:
         release.ahead.cancel()
         release.ahead = None
     if release.session:

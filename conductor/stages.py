@@ -27,6 +27,7 @@ from conductor.evidence.environment import record_environment
 from conductor.evidence.gate_inputs import Judged, ask, file_inputs, remark
 from conductor.executors.environ import worker_environ
 from conductor.executors.local import Progress, Worker, kept_result
+from conductor.executors.slurm.folders import JobFolder
 from conductor.failure import Failure
 from conductor.files import read_json, write_json
 from conductor.harnesses.lm_eval import MAY_DIFFER
@@ -38,6 +39,7 @@ from conductor.preconditions import (
     check_environment,
     check_parallel,
     check_port,
+    check_python,
     check_source,
     environments_needed,
 )
@@ -154,8 +156,10 @@ def check_machine(config: Config, row: Row, world: World) -> None:
     Raises:
         Failure: a port in use, too few devices, or an environment that is not built.
     """
-    if world.cluster is None:  # the port would be one of a node
-        check_port(config)
+    if world.cluster is None:
+        check_port(config)  # on a cluster it would be one of a node
+    else:
+        check_python(world.cluster)
     check_parallel(config, world)
     for name in environments_needed(row):
         check_environment(world, name)
@@ -258,7 +262,7 @@ def quantize(
 ) -> dict[str, Any]:
     """Let ``quantizer`` write ``checkpoint`` as ``quantizers.plan`` has it; return its result."""
     request = quantize_request(planned, model, checkpoint, config.seed, world)
-    if kept := kept_result(stage_dir, request):
+    if (kept := kept_result(stage_dir, request)) and JobFolder.are_over(stage_dir):
         return kept
     return tools.run_worker(
         Worker(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[JobFolde
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURMD_NODENAME", "n1")
     monkeypatch.setenv(JOB, "")
+    monkeypatch.setattr(job, "_end_when_given_up", lambda folder: None)
     before = signal.getsignal(signal.SIGTERM)
     yield JobFolder(tmp_path)
     signal.signal(signal.SIGTERM, before)
@@ -67,4 +71,29 @@ def test_a_job_that_slurm_ends_leaves_none(
         job.main(str(folder.path))
     assert ended.value.code == 143
     assert folder.read("claim") is not None
+    assert folder.read("outcome") is None
+
+
+STAND_IN_FOR_A_LONG_TASK = """
+import sys, time
+from conductor.cluster import job
+job.LOOK_S = 0.1
+job._work = lambda *_: time.sleep(60)
+job.main(sys.argv[1])
+"""
+
+
+def test_a_job_that_was_written_off_ends_by_itself(tmp_path: Path) -> None:
+    folder = JobFolder(tmp_path)
+    started = subprocess.Popen(
+        [sys.executable, "-c", STAND_IN_FOR_A_LONG_TASK, str(tmp_path)],
+        env={**os.environ, "SLURM_JOB_ID": "7", "SLURMD_NODENAME": "n1"},
+    )
+    try:
+        while folder.read("claim") is None:
+            time.sleep(0.05)
+        folder.write("ended", {"state": "NODE_FAIL", "reason": ""})
+        assert started.wait(30) == job.ENDED
+    finally:
+        started.kill()
     assert folder.read("outcome") is None

@@ -232,7 +232,9 @@ def test_an_intent_that_was_never_submitted_is(desk: Desk, slurm: StandInSlurm) 
     slurm.plans = [["RUNNING", OK]]
     desk.ask()
     assert slurm.submitted == [folder.name], "under the name that was written down"
-    assert slurm.now >= following.SETTLE_S, "not before accounting may have caught up"
+    assert slurm.now >= following.SETTLE_POLLS * CLUSTER.poll_s, (
+        "not before accounting may have caught up"
+    )
 
 
 def test_a_job_that_slurm_has_forgotten_is_lost_and_not_submitted_again(
@@ -372,6 +374,24 @@ def test_a_refusal_that_leaves_a_dead_job_is_one(desk: Desk, slurm: StandInSlurm
     with pytest.raises(Failure, match=r"Slurm refuses .* node configuration") as caught:
         desk.ask()
     assert caught.value.failure_class is FailureClass.USER_CONFIG_ERROR
+
+
+def test_a_refused_job_has_waited_for_nothing(desk: Desk, slurm: StandInSlurm) -> None:
+    slurm.submissions, slurm.refuses = ["refused"], True
+    with pytest.raises(Failure):
+        desk.ask()
+    (ended,) = desk.noted("job_ended")
+    assert (ended["state"], ended["queued_s"], ended["ran_s"]) == ("REFUSED", 0.0, 0.0)
+    assert JobFolder.are_over(desk.directory)
+
+
+def test_a_job_that_never_started_has_waited_and_not_run(desk: Desk, slurm: StandInSlurm) -> None:
+    slurm.plans = [[("PENDING", "PartitionTimeLimit", {"submitted_at": 0.5})]]
+    with pytest.raises(Failure):
+        desk.ask()
+    (ended,) = desk.noted("job_ended")
+    assert ended["queued_s"] >= following.HELD_POLLS * CLUSTER.poll_s - 0.5
+    assert ended["ran_s"] == 0.0
 
 
 def test_a_passing_refusal_is_tried_again(desk: Desk, slurm: StandInSlurm) -> None:

@@ -28,6 +28,7 @@ from conductor.redaction import know, redact_document
 from gates import FailureClass
 
 REPORT_EVERY_S = 1.0
+LOOK_S = 5.0
 ENDED = 128 + signal.SIGTERM
 """The exit status of a job that Slurm ends, as shells have it."""
 
@@ -41,6 +42,7 @@ def main(path: str) -> None:
     if not folder.claim(job_id, os.environ["SLURMD_NODENAME"], time.time()):
         return  # another job works here
     os.environ[JOB] = job_id
+    threading.Thread(target=_end_when_given_up, args=(folder,), daemon=True).start()
     notes: list[dict[str, Any]] = []
     outcome = _work(folder, notes)
     if is_ended.is_set() and outcome["status"] != "ok":
@@ -63,6 +65,16 @@ def _end_in_order() -> threading.Event:
 
     signal.signal(signal.SIGTERM, stop)
     return is_ended
+
+
+def _end_when_given_up(folder: JobFolder) -> None:
+    """End in good order once the conductor has written the job off.
+
+    It does so for a node that Slurm has lost, which may still run and write beside the next job.
+    """
+    while folder.read("ended") is None:
+        time.sleep(LOOK_S)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _work(folder: JobFolder, notes: list[dict[str, Any]]) -> dict[str, Any]:

@@ -98,6 +98,11 @@ class JobFolder:
         )
         return folder
 
+    @classmethod
+    def are_over(cls, directory: Path) -> bool:
+        """True when every job of the task in ``directory`` was seen to end; also without any."""
+        return all(each.read("ended") or not each.is_intended for each in cls.all_of(directory))
+
     def read(self, name: str) -> dict[str, Any] | None:
         """Return ``<name>.json``, or None where it is not there yet, or not whole yet."""
         try:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from tenacity import Retrying, retry_if_exception_type, wait_fixed
@@ -40,11 +41,11 @@ from gates import FailureClass
 LOOK_S = 1.0
 """Seconds between two looks at a job's own files, which cost nobody anything."""
 
-SETTLE_S = 10.0
-"""Seconds in which accounting, and files on shared storage, may lag behind a job."""
+SETTLE_POLLS = 6
+"""Polls for which accounting, and the caches of shared storage, may lag behind a job: a minute."""
 
-HELD_S = 20.0
-"""Seconds for which a job must be held, or impossible, before that is believed."""
+HELD_POLLS = 2
+"""Polls for which a job must be held, or impossible, before that is believed."""
 
 LOCK_SLACK_S = 15.0
 COMMANDS = ("sbatch", "squeue", "sacct", "scancel", "scontrol", "srun", "flock", "timeout")
@@ -56,9 +57,9 @@ ENDED = frozenset(
     }
 )
 FILES_IN_TIME = ("submitted", "claim", "outcome")
-COMPLETED, CANCELLED, LOST = "COMPLETED", "CANCELLED", "LOST"
-"""What ``ended.json`` says of a job with an outcome, of one that we cancelled, and of one that
-Slurm knows nothing of any more; the last is of our own making, and means that the job failed."""
+COMPLETED, CANCELLED, LOST, REFUSED = "COMPLETED", "CANCELLED", "LOST", "REFUSED"
+"""What ``ended.json`` says of a job with an outcome, of one that we cancelled, of one that Slurm
+knows nothing of any more, and of one that it would not have; the last two are words of our own."""
 
 Slots = Callable[[Callable[[], None]], AbstractContextManager[None]]
 """Yields a context in which one job may be submitted and run; while it is waited for, what it is
@@ -100,6 +101,13 @@ def connect(
             FailureClass.SYSTEMIC,
             f"executor: slurm needs {', '.join(missing)} on PATH, which this machine does not "
             "have; start the release on a login node of the cluster",
+        )
+    conf = environ.get("SLURM_CONF")
+    if conf and not Path(conf).is_file():
+        raise Failure(
+            FailureClass.SYSTEMIC,
+            f"SLURM_CONF: {conf} is no file, and every command of Slurm would wait for it; correct "
+            "the variable, or unset it",
         )
     bounds = [each for each in (max_jobs, cluster.max_jobs) if each is not None]
     slurm = Slurm(timeout_s=cluster.command_timeout_s, environ=environ)
@@ -239,6 +247,10 @@ class _Job:
             self.abandon()
             raise
 
+    @property
+    def _settle_s(self) -> float:
+        return SETTLE_POLLS * self.connection.cluster.poll_s
+
     def _has_left_traces(self) -> bool:
         """True when Slurm had the job, as far as its folder tells."""
         return any(self.folder.read(name) for name in FILES_IN_TIME)
@@ -266,7 +278,7 @@ class _Job:
     def _find(self) -> Row | None:
         """Look for the job until it is found, or known to be nowhere."""
         self._wait_for_submission()
-        settled_at = self.connection.ticks() + SETTLE_S
+        settled_at = self.connection.ticks() + self._settle_s
         while True:
             found = self.connection.queue.find(self.folder.name, fresh=True)
             if found.row or self.folder.read("outcome"):
@@ -353,7 +365,9 @@ class _Job:
         raise Unreachable(refusal)
 
     def _refused(self, said: str) -> Failure:
+        """Write down that there is no such job; return what to raise."""
         cluster = self.connection.cluster
+        self._end(None, REFUSED)
         return Failure(
             FailureClass.USER_CONFIG_ERROR,
             f"Slurm refuses the job of {self.errand.place.stage}: {in_one_line(said)}; correct the "
@@ -378,13 +392,13 @@ class _Job:
             self._tell(found, row, means)
             if means in (Means.HELD, Means.IMPOSSIBLE):
                 trouble = trouble if trouble and trouble[0] is means else (means, now)
-                if row and now - trouble[1] >= HELD_S:
+                if row and now - trouble[1] >= HELD_POLLS * self.connection.cluster.poll_s:
                     self._refuse(row, means)
             else:
                 trouble = None
             over = found.reachable and (found.row is None or means in ENDED)
             gone_since = (gone_since or now) if over else None
-            if gone_since is not None and now - gone_since >= SETTLE_S:
+            if gone_since is not None and now - gone_since >= self._settle_s:
                 return self._end(row, row.state if row and means in ENDED else LOST)
             self._pause(LOOK_S)
 
@@ -402,7 +416,7 @@ class _Job:
                 directory=self.errand.place.directory,
                 job_id=claim["job_id"],
                 node=claim["node"],
-                queued_s=self._times(row)[0],
+                queued_s=self._times(row, is_over=False)[0],
             )
         if not found.reachable:
             self._show(0, 0, "Slurm's controller is down; waiting for it, or for the job")
@@ -433,7 +447,7 @@ class _Job:
         outcome = self.folder.read("outcome")
         for fact in (outcome or {}).get("notes", []):
             self.errand.note(fact["event"], **fact["facts"])
-        queued_s, ran_s = self._times(row)
+        queued_s, ran_s = self._times(row, is_over=True)
         resources = self.errand.resources
         self.errand.note(
             "job_ended",
@@ -468,7 +482,7 @@ class _Job:
                     return past.cancelled_by
         return None
 
-    def _times(self, row: Row | None) -> tuple[float | None, float | None]:
+    def _times(self, row: Row | None, *, is_over: bool) -> tuple[float | None, float | None]:
         """Return the seconds for which the job was queued, and for which it has run.
 
         By the controller's clock where it tells, else by the stamps in the folder.
@@ -478,10 +492,13 @@ class _Job:
         if row:
             submitted = row.submitted_at or submitted
             started, ended = row.started_at or started, row.ended_at or ended
-        if submitted is None or started is None:
-            return None, None
-        ran_s = None if ended is None else round(max(0.0, ended - started), 1)
-        return round(max(0.0, started - submitted), 1), ran_s
+        if started is None:
+            if not is_over:
+                return None, None
+            end = ended or self.connection.clock()
+            return 0.0 if submitted is None else _seconds(submitted, end), 0.0
+        queued_s = None if submitted is None else _seconds(submitted, started)
+        return queued_s, _seconds(started, ended) if ended else None
 
     def judge(self, ended: Mapping[str, Any]) -> None:
         """Say what follows from a job that ended without an outcome; return to have another one.
@@ -540,5 +557,13 @@ class _Job:
         self.connection.sleep(seconds)
 
 
+def _seconds(start: float, end: float) -> float:
+    return round(max(0.0, end - start), 1)
+
+
 def _means(ended: Mapping[str, Any]) -> Means:
-    return Means.FAILED if ended["state"] == LOST else meaning(ended["state"], ended["reason"])
+    return (
+        Means.FAILED
+        if ended["state"] in (LOST, REFUSED)
+        else meaning(ended["state"], ended["reason"])
+    )

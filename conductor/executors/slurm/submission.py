@@ -105,7 +105,8 @@ def parameters(name: str, resources: Resources) -> dict[str, Any]:
         "qos": resources.qos,
         "constraint": resources.constraint,
         "cpus_per_task": resources.cpus,
-        "gpus_per_node": resources.gpus or None,
+        # Slurm takes GPUs of a type under gres, and then not besides without one.
+        "gpus_per_node": None if "gres" in resources.extra else resources.gpus or None,
         "time": resources.time_minutes,
     }
     return {
