@@ -79,7 +79,7 @@ class Place:
     def describe(self, *setup: str, stage: str = "", **resources: Any) -> None:
         """Write the cluster's description; jobs of ``stage``, or all, run ``setup`` first."""
         asked = {"memory_gib": 0.5, "cpus": 1, "time": "10", **resources}
-        rig = {"device": "cpu", "poll_s": 1, "command_timeout_s": 10, "resources": asked}
+        rig = {"device": "cpu", "poll_s": 2, "command_timeout_s": 10, "resources": asked}
         if stage:
             rig["stages"] = {stage: {"setup": list(setup)}}
         else:

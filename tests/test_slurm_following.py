@@ -165,6 +165,7 @@ class Desk:
             goes_on=self.goes_on,
             module="conductor.cluster.job",
             note=lambda event, **facts: self.notes.append((event, facts)),
+            noted=lambda name: sum(facts.get("job") == name for _, facts in self.notes),
             progress=lambda done, total, doing: self.told.append(doing),
             still_wanted=lambda: self.still_wanted(),
         )
@@ -204,8 +205,9 @@ def test_a_task_is_submitted_and_its_outcome_returned(desk: Desk, slurm: StandIn
 def test_what_the_job_noted_is_passed_on_once(desk: Desk, slurm: StandInSlurm) -> None:
     slurm.plans = [[{**OK, "notes": [{"event": "tool_started", "facts": {"tool": "t"}}]}]]
     desk.ask()
+    (desk.folders()[0].path / "ended.json").unlink()  # as by a death just before it was written
     desk.ask()
-    assert desk.noted("tool_started") == [{"tool": "t"}]
+    assert desk.noted("tool_started") == [{"tool": "t", "job": slurm.submitted[0]}]
 
 
 def left_by_a_dead_conductor(desk: Desk, number: str | None = None) -> JobFolder:
@@ -362,22 +364,30 @@ def test_a_submission_that_died_over_its_answer_is_found(desk: Desk, slurm: Stan
 
 
 def test_what_slurm_will_not_have_is_refused_in_its_words(desk: Desk, slurm: StandInSlurm) -> None:
-    slurm.submissions, slurm.refuses = ["refused"], True
+    slurm.submissions, slurm.refuses = ["refused"] * 9, True
     with pytest.raises(Failure, match=r"invalid partition.*clusters\.yaml") as caught:
         desk.ask()
     assert caught.value.failure_class is FailureClass.USER_CONFIG_ERROR
 
 
 def test_a_refusal_that_leaves_a_dead_job_is_one(desk: Desk, slurm: StandInSlurm) -> None:
-    slurm.submissions = ["Requested node configuration is not available"]
-    slurm.plans = [[("FAILED", "BadConstraints")]]
+    slurm.submissions = ["Requested node configuration is not available"] * 9
+    slurm.plans = [[("FAILED", "BadConstraints")] for _ in slurm.submissions]
     with pytest.raises(Failure, match=r"Slurm refuses .* node configuration") as caught:
         desk.ask()
     assert caught.value.failure_class is FailureClass.USER_CONFIG_ERROR
 
 
+def test_a_refusal_by_a_controller_that_was_just_started_passes(
+    desk: Desk, slurm: StandInSlurm
+) -> None:
+    slurm.submissions, slurm.refuses = ["refused", "refused", "accepted"], True
+    slurm.plans = [[OK]]
+    assert desk.ask()["answer"] == 42
+
+
 def test_a_refused_job_has_waited_for_nothing(desk: Desk, slurm: StandInSlurm) -> None:
-    slurm.submissions, slurm.refuses = ["refused"], True
+    slurm.submissions, slurm.refuses = ["refused"] * 9, True
     with pytest.raises(Failure):
         desk.ask()
     (ended,) = desk.noted("job_ended")

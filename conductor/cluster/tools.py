@@ -23,6 +23,7 @@ from conductor.compatibility import Engine
 from conductor.config import Config
 from conductor.engines import EngineSession, Sides
 from conductor.evaluation import Inquiry
+from conductor.event_log import parse, read_log
 from conductor.executors.local import Note, Progress, Worker
 from conductor.executors.slurm.folders import Place
 from conductor.executors.slurm.following import Connection, Errand, carry_out
@@ -120,10 +121,16 @@ class SlurmTools:
             goes_on=goes_on,
             module=JOB_MODULE,
             note=self._note,
+            noted=lambda name: _count_notes(place.run_dir, name),
             progress=progress,
             still_wanted=still_wanted,
         )
         return carry_out(errand, self._connection)
+
+
+def _count_notes(run_dir: Path, job: str) -> int:
+    """Return how many events of a run came from the job of that name."""
+    return sum(1 for line in read_log(run_dir).sound if parse(line).get("job") == job)
 
 
 class ClusterSession:

@@ -204,9 +204,16 @@ def end_leftovers(directory: Path) -> list[str]:
         told += end_recorded(record)
         if record.exists():
             elsewhere.append(record.parent)
-    with_jobs = [place for place, directories, _ in tree if JOBS in directories]
+    with_jobs = [
+        place for place, directories, _ in tree if JOBS in directories and _is_at_work(place)
+    ]
     remove_unfinished(directory, [*elsewhere, *with_jobs], lambda pid: not _runs(pid))
     return told
+
+
+def _is_at_work(directory: Path) -> bool:
+    """True when a job of the task in ``directory`` was not seen to end, and may write there."""
+    return any(not (job / "ended.json").exists() for job in (directory / JOBS).iterdir())
 
 
 def end_recorded(record: Path) -> list[str]:

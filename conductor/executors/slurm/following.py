@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tenacity import Retrying, retry_if_exception_type, wait_fixed
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_fixed
 
 from conductor.cluster.description import Cluster, Resources
 from conductor.executors.local import Note, Progress
@@ -125,8 +125,9 @@ class Errand:
     """One task to be brought to its end.
 
     ``module`` is run on the node with the path of the job's folder. A task that ``goes_on`` is
-    continued after its walltime where it was. ``still_wanted`` is called all the time, and raises
-    to have the job cancelled.
+    continued after its walltime where it was. ``noted`` tells how many notes of the job of a name
+    have been passed on to ``note``. ``still_wanted`` is called all the time, and raises to have the
+    job cancelled.
     """
 
     place: Place
@@ -135,6 +136,7 @@ class Errand:
     goes_on: bool
     module: str
     note: Note
+    noted: Callable[[str], int]
     progress: Progress
     still_wanted: Callable[[], None]
 
@@ -220,6 +222,7 @@ class _Job:
     connection: Connection
     is_new: bool
     start_is_noted: bool = False
+    refusals: int = 0
     seen: Mapping[str, str] = field(default_factory=dict)
 
     def bring_to_its_end(self) -> dict[str, Any]:
@@ -314,12 +317,22 @@ class _Job:
             resources=self.errand.resources.document(),
         )
         tries = Retrying(
-            retry=retry_if_exception_type(Unreachable),
+            retry=retry_if_exception_type((Unreachable, Refused)),
+            stop=self._is_refused_for_good,
             wait=wait_fixed(self.connection.cluster.poll_s),
             sleep=self._pause,
             reraise=True,
         )
-        return tries(self._submit_once)
+        try:
+            return tries(self._submit_once)
+        except Refused as no:
+            raise self._refused(str(no)) from None
+
+    def _is_refused_for_good(self, state: RetryCallState) -> bool:
+        """Count refusals: a controller that was just started refuses what its nodes could do."""
+        error = state.outcome and state.outcome.exception()
+        self.refusals += isinstance(error, Refused)
+        return self.refusals >= SETTLE_POLLS
 
     def _submit_once(self) -> Row | None:
         connection = self.connection
@@ -345,11 +358,12 @@ class _Job:
 
         Raises:
             Unreachable: it is to be tried again.
-            Failure: Slurm will not have such a job.
+            Refused: Slurm will not have such a job, now at least.
         """
         row = self.connection.queue.find(self.folder.name, fresh=True).row
         if row and meaning(row.state, row.reason) is Means.IMPOSSIBLE:
-            raise self._refused(refusal)
+            self._show(0, 0, f"waiting to submit: {in_one_line(refusal)}")
+            raise Refused(refusal)
         if row:
             self._note_number(row.job_id)
             return row
@@ -357,11 +371,8 @@ class _Job:
             self._show(0, 0, "waiting for Slurm's controller, which is down")
             raise Unreachable(refusal)
         scripts = sorted(self.folder.path.glob(".submission_file_*.sh"))
-        try:
-            self.connection.slurm.test_only([str(each) for each in scripts[-1:]])
-        except Refused as no:
-            raise self._refused(str(no)) from None
-        self._show(0, 0, f"waiting to submit: {refusal}")
+        self._show(0, 0, f"waiting to submit: {in_one_line(refusal)}")
+        self.connection.slurm.test_only([str(each) for each in scripts[-1:]])
         raise Unreachable(refusal)
 
     def _refused(self, said: str) -> Failure:
@@ -445,8 +456,9 @@ class _Job:
     def _end(self, row: Row | None, state: str) -> dict[str, Any]:
         """Write down how the job ended, and pass on what it noted."""
         outcome = self.folder.read("outcome")
-        for fact in (outcome or {}).get("notes", []):
-            self.errand.note(fact["event"], **fact["facts"])
+        name = self.folder.name
+        for fact in (outcome or {}).get("notes", [])[self.errand.noted(name) :]:
+            self.errand.note(fact["event"], **fact["facts"], job=name)
         queued_s, ran_s = self._times(row, is_over=True)
         resources = self.errand.resources
         self.errand.note(
