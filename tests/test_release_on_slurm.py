@@ -528,3 +528,38 @@ def test_two_releases_at_once(slurm_rig: SlurmRig, tmp_path: Path, whole: Path) 
     assert len(place.accounted(number_of_jobs=8)) == len({*place.names()}) == 8
     for run_dir in (place.workspace / "runs").iterdir():
         assert outcome(run_dir)["tasks"] == outcome(whole)["tasks"]
+
+
+def test_quantizing_and_the_baseline_are_submitted_together(place: Place, whole: Path) -> None:
+    place.describe(place.behind_gate, stage="ptq")
+    with ThreadPoolExecutor(1) as pool:
+        releasing = pool.submit(place.day0, *place.words, "--overlap", "always")
+        ended = soon(lambda: [job for job in place.jobs() if (job / "ended.json").exists()])
+        assert "baseline_eval" in str(ended), "the quantizer still waits behind the gate"
+        place.gate.touch()
+        finished = releasing.result()
+    assert finished.exit_code == ACCEPT, finished.stderr
+    assert place.problems(whole) == []
+
+
+def test_a_fleet_shares_a_queue_and_bounds_its_jobs(place: Place, whole: Path) -> None:
+    place.describe()
+    rows = [{"model": "demo", "recipe": "int8", "settings": {"run_name": name}}
+            for name in ("a", "b", "c")]  # fmt: skip
+    fleet = {"settings": {"dry_run": True, "executor": "slurm"}, "releases": rows, "max_jobs": 2}
+    file = place.directory / "fleet.yaml"
+    file.write_text(yaml.safe_dump(fleet))
+    words = ("fleet", str(file), "--workspace", str(place.workspace), "--json")
+    with ThreadPoolExecutor(1) as pool:
+        at_work = pool.submit(place.day0, *words)
+        most = 0
+        while not at_work.done():
+            most = max(most, place.rig.command("squeue", "-h", "-t", "PD,R,CG").count("day0"))
+            time.sleep(0.2)
+        finished = at_work.result()
+    assert finished.exit_code == ACCEPT, finished.stderr
+    assert 1 <= most <= 2
+    assert finished.report["totals"]["decisions"]["ACCEPT"] == 3
+    assert len(place.accounted(number_of_jobs=12)) == len({*place.names()}) == 12
+    for run_dir in (place.workspace / "runs").iterdir():
+        assert outcome(run_dir)["tasks"] == outcome(whole)["tasks"]
