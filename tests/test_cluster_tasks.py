@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_slurm_following import CLUSTER
 
+from conductor.chain import Stage
+from conductor.cluster import tools
 from conductor.cluster.tasks import (
     Node,
     Opened,
@@ -21,16 +24,19 @@ from conductor.cluster.tasks import (
     worker_task,
 )
 from conductor.cluster.tasks import on_node as on_a_node
+from conductor.cluster.tools import SlurmTools
 from conductor.compatibility import Device, Engine
 from conductor.config import Config, load_config, restore
 from conductor.engines import Sides
 from conductor.evaluation import Inquiry, harness_settings
 from conductor.executors.local import Worker
 from conductor.executors.slurm.folders import JobFolder, Place
+from conductor.executors.slurm.following import Connection, Errand
 from conductor.failure import Failure
 from conductor.models import DEMO_PATH, resolve_model
 from conductor.recorded_tools import RECORDED, Record
 from conductor.suites import load_suite
+from conductor.tools import tools_here
 from gates import FailureClass
 
 GIVEN = {"root": None, "interpreters": {}, "used": []}
@@ -165,6 +171,29 @@ def test_a_node_that_is_not_what_the_cluster_is_said_to_have_is_refused(
     with pytest.raises(Failure, match="is said to have cuda") as caught:
         Node.find(task, {}, lambda *_, **__: None, lambda *_: None)
     assert caught.value.failure_class is FailureClass.SYSTEMIC
+
+
+def test_a_dry_run_for_a_cluster_with_gpus_is_one_of_what_was_recorded(
+    config: Config, stages: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errands: list[Errand] = []
+
+    def carry_out_here(errand: Errand, connection: Connection) -> dict[str, Any]:
+        errands.append(errand)
+        node = Node.find(errand.task, {}, lambda *_, **__: None, lambda *_: None)
+        return {"status": "ok", "answer": carry_out(errand.task, node)}
+
+    monkeypatch.setattr(tools, "carry_out", carry_out_here)
+    cluster = replace(CLUSTER, device=Device.CUDA)
+    connection = Connection(cluster=cluster, slurm=None, queue=None, environ={})  # type: ignore[arg-type]
+    world = replace(tools_here(config, {})[0], cluster=cluster)
+    prompts = load_suite("demo").canary_prompts
+    session = SlurmTools(world, lambda *_, **__: None, config, connection).open_session(
+        Engine.VLLM, opened(config, stages).sides, config, load_suite("demo").max_length
+    )
+    evidence = session.answer_canary(prompts, stages / "deploy", lambda *_: None)
+    assert len(evidence["prompts"]) == len(prompts)
+    assert errands[0].resources == cluster.resources[Stage.DEPLOY]
 
 
 class TestJob:

@@ -116,7 +116,7 @@ class SlurmTools:
         }
         errand = Errand(
             place=place,
-            task=on_node(task, self._config, cluster.device, given),
+            task=on_node(task, self._config, self._world.machine.device, given),
             resources=cluster.resources[Stage(place.stage)],
             goes_on=goes_on,
             module=JOB_MODULE,
