@@ -19,6 +19,17 @@ from conductor.environments.builder import Environments, Status, names_for
 from conductor.probes.machine import probe_machine
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Make one unit of work for pytest-xdist of what would only be slower side by side.
+
+    Real tools fill the machine; releases on Slurm, which mostly wait, share one Slurm.
+    """
+    for marker in ("tools", "slurm"):
+        if item.get_closest_marker(marker):
+            item.add_marker(pytest.mark.xdist_group(marker))
+            return
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Fail, rather than skip, tests of real tools whose environments nobody built."""
@@ -32,13 +43,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             returncode=4,
         )
     _skip_without_slurm([item for item in items if item.get_closest_marker("slurm")])
-    for item in items:
-        # Real tools fill the machine: side by side they would only slow each other down. Those of
-        # tools are one unit of work for pytest-xdist, and those on Slurm, which mostly wait, one.
-        for marker in ("tools", "slurm"):
-            if item.get_closest_marker(marker):
-                item.add_marker(pytest.mark.xdist_group(marker))
-                break
 
 
 def _skip_without_slurm(items: list[pytest.Item]) -> None:

@@ -36,6 +36,12 @@ FAMILY = """
 """
 
 
+@pytest.fixture(autouse=True)
+def only_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a test end its own families at once, and no others that this process has."""
+    monkeypatch.setattr(local, "_LIVE", set())
+
+
 def eventually(condition: Callable[[], bool], seconds: float = 15.0) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
