@@ -17,7 +17,7 @@ smoke: .venv/.installed
 	$(BIN)/day0 smoke
 
 test: .venv/.installed environments slurm
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 2 --maxschedchunk 1
 
 test-fast: .venv/.installed
 	$(BIN)/pytest -n 2 -m "not tools and not slurm"

@@ -19,17 +19,6 @@ from conductor.environments.builder import Environments, Status, names_for
 from conductor.probes.machine import probe_machine
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Make one unit of work for pytest-xdist of what would only be slower side by side.
-
-    Real tools fill the machine; releases on Slurm, which mostly wait, share one Slurm.
-    """
-    for marker in ("tools", "slurm"):
-        if item.get_closest_marker(marker):
-            item.add_marker(pytest.mark.xdist_group(marker))
-            return
-
-
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Fail, rather than skip, tests of real tools whose environments nobody built."""
