@@ -17,7 +17,8 @@ smoke: .venv/.installed
 	$(BIN)/day0 smoke
 
 test: .venv/.installed environments slurm
-	$(BIN)/pytest -n 2 --maxschedchunk 1
+	$(BIN)/pytest -n 2 -m "not tools"
+	$(BIN)/pytest -m tools
 
 test-fast: .venv/.installed
 	$(BIN)/pytest -n 2 -m "not tools and not slurm"

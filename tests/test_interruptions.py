@@ -336,7 +336,7 @@ def die_while_serving_and_evaluating(release: RealRelease) -> None:
     # A server that dies costs a retry; the request cache spares what was answered.
     conductor = release.start(2, f"tool_finished {EVALUATE}")
     release.wait_for(lambda: release.answered(conductor, "baseline_eval"))
-    kill(*release.running(conductor, SERVER))
+    kill(*release.wait_for(lambda: release.running(conductor, SERVER)))
     release.expect(conductor, KILLED, "a dead server, and after the end of the next evaluation")
     release.die_at("evaluation.json")
     release.die_at("verdicts/baseline_run.json")
