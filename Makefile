@@ -17,7 +17,7 @@ smoke: .venv/.installed
 	$(BIN)/day0 smoke
 
 test: .venv/.installed environments slurm
-	$(BIN)/pytest -n 2 -m "not tools"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not tools"
 	$(BIN)/pytest -m tools
 
 test-fast: .venv/.installed
